@@ -1,0 +1,57 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a fresh clone.
+# PYTHON picks the interpreter for the virtual environment (3.11 or newer); VENV says where it goes.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_ARGS ?=
+TEST_ARGS ?=
+COVERAGE_MIN ?= 95
+
+.DEFAULT_GOAL := help
+.PHONY: help venv install demo test lint format typecheck pre-commit build clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# A change of the dependencies or of a file that installation copies makes the stamp old; sources are used in place.
+$(STAMP): pyproject.toml constraints.txt src/transformers_apt.pth src/transformers_apt.start
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one or say make PYTHON=/path/to/python."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+venv: $(STAMP) ## create .venv with the pinned versions and this checkout (editable)
+
+install: venv ## the same as venv
+
+demo: $(STAMP) ## run the demo on a real photo; more options: make demo DEMO_ARGS="--image FILE"
+	$(BIN)/transformers-apt demo $(DEMO_ARGS)
+
+test: $(STAMP) ## run the tests with coverage; some of them: make test TEST_ARGS="-k hook" COVERAGE_MIN=0
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(TEST_ARGS)
+
+lint: $(STAMP) ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(STAMP) ## mypy
+	$(BIN)/mypy
+
+pre-commit: $(STAMP) ## check before every git commit
+	$(BIN)/pre-commit install
+
+build: $(STAMP) ## wheel and source distribution into dist/
+	$(BIN)/python -m build --no-isolation
+
+clean: ## remove builds, caches and reports (not .venv)
+	rm -rf build dist htmlcov .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
