@@ -1,0 +1,270 @@
+"""One image's mixed-scale tiling, and everything that follows from it.
+
+Axis legend: `h w` base grid (cells of one base patch, 14 px for Qwen2-VL), `n` patches, `t` language tokens.
+A patch of size `s` covers `s × s` base cells; its raster is always one base patch, so it costs one token in the
+vision tower whatever its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+MERGE_SIZE = 2
+"""Side, in base cells, of the square whose patches become one language token (Qwen2-VL's `merge_size`)."""
+
+
+class InvalidLayoutError(ValueError):
+    """A patch layout does not describe a tiling of its grid."""
+
+
+@dataclass(frozen=True, eq=False)
+class PatchLayout:
+    """The tiling of one image by square patches of several sizes.
+
+    Args:
+        grid: `(h, w)`, the base grid; both at least 1.
+        patches: `(n, 3)` int64, one `(row, col, size)` per patch in base-grid units, in canonical order: raster
+            order of the `MERGE_SIZE`-cell that holds the patch's top-left corner, and row-major inside that cell.
+            With every patch of size 1 this is Qwen2-VL's own order.
+
+    The constructor checks shapes and types only. Layouts that come from outside go through `validate`.
+    """
+
+    grid: tuple[int, int]
+    patches: Tensor
+
+    def __post_init__(self) -> None:
+        if self.patches.ndim != 2 or self.patches.shape[1] != 3:
+            raise InvalidLayoutError(
+                f"a patch layout has shape (num_patches, 3) with columns (row, col, size), got {tuple(self.patches.shape)}"
+            )
+        if self.patches.dtype != torch.int64:
+            raise InvalidLayoutError(f"a patch layout is int64, got {self.patches.dtype}; convert it with .long()")
+
+    # ---------------------------------------------------------------- construction
+
+    @classmethod
+    def uniform(cls, grid: tuple[int, int], device: torch.device | str | None = None) -> PatchLayout:
+        """Every cell split down to the base patch: upstream's own sequence."""
+        return cls.from_corner_sizes(torch.ones(grid, dtype=torch.int64, device=device))
+
+    @classmethod
+    def from_corner_sizes(cls, corner_sizes: Tensor) -> PatchLayout:
+        """From an `(h, w)` map that holds a patch's size at its top-left cell and 0 elsewhere."""
+        h, w = corner_sizes.shape
+        padded = torch.nn.functional.pad(corner_sizes.long(), (0, w % MERGE_SIZE, 0, h % MERGE_SIZE))
+        # (h, w) -> merge cells in raster order, their base cells row-major: walking it *is* the canonical order
+        walk = rearrange(padded, "(hm a) (wm b) -> (hm wm a b)", a=MERGE_SIZE, b=MERGE_SIZE)
+        index = walk.nonzero().squeeze(1)
+        cell, inside = index // MERGE_SIZE**2, index % MERGE_SIZE**2
+        cells_per_row = padded.shape[1] // MERGE_SIZE
+        rows = cell // cells_per_row * MERGE_SIZE + inside // MERGE_SIZE
+        cols = cell % cells_per_row * MERGE_SIZE + inside % MERGE_SIZE
+        return cls((h, w), torch.stack([rows, cols, walk[index]], dim=1))
+
+    @classmethod
+    def from_masks(cls, masks: Mapping[int, Tensor]) -> PatchLayout:
+        """From selection masks `{patch side in px: (rows, cols) 0/1}` of one image.
+
+        Sides double from one scale to the next; the mask of a size-`s` patch has `ceil(h / s) × ceil(w / s)` cells.
+        """
+        sides = sorted(masks)
+        base = masks[sides[0]]
+        corner_sizes = torch.zeros(base.shape, dtype=torch.int64, device=base.device)
+        for side in sides:
+            size = side // sides[0]
+            corner_sizes[::size, ::size] += masks[side].long() * size
+        return cls.from_corner_sizes(corner_sizes)
+
+    @classmethod
+    def unpack(cls, packed: Tensor, grids: Tensor | Sequence[Sequence[int]]) -> list[PatchLayout]:
+        """Cut the concatenated layouts of several images at their image boundaries, and check each one.
+
+        Args:
+            packed: `(num_patches, 3)` int64, the layouts of all images one after the other.
+            grids: `(num_images, 2)` rows `(h, w)`, or `(num_images, 3)` rows `(1, h, w)` as `image_grid_thw`.
+
+        Raises:
+            InvalidLayoutError: the layouts do not tile these grids exactly, in canonical order.
+        """
+        # The layout is a few kilobytes: one copy to the host is cheaper than deriving anything on a device.
+        packed = packed.detach().cpu()
+        rows = (grids.tolist() if isinstance(grids, Tensor) else [list(grid) for grid in grids]) or []
+        shapes = [(int(grid[-2]), int(grid[-1])) for grid in rows]
+        whole = cls((0, 0), packed)  # checks shape and type
+        areas = torch.tensor([h * w for h, w in shapes], dtype=torch.int64)
+        covered = (whole.sizes**2).cumsum(0)
+        ends = torch.searchsorted(covered, areas.cumsum(0))
+        total = int(covered[-1]) if len(covered) else 0
+        if total != int(areas.sum()):
+            raise InvalidLayoutError(
+                f"the patch layout covers {total} base cells but the image grids {shapes} have {int(areas.sum())}; "
+                "pass the `image_patch_layout` and `image_grid_thw` of the same processor call"
+            )
+        layouts = []
+        start = 0
+        for shape, end in zip(shapes, (ends + 1).tolist(), strict=True):
+            layout = cls(shape, packed[start:end])
+            layout.validate()
+            layouts.append(layout)
+            start = end
+        return layouts
+
+    # ---------------------------------------------------------------- columns and counts
+
+    @property
+    def rows(self) -> Tensor:
+        """`(n,)` row of each patch's top-left cell."""
+        return self.patches[:, 0]
+
+    @property
+    def cols(self) -> Tensor:
+        """`(n,)` column of each patch's top-left cell."""
+        return self.patches[:, 1]
+
+    @property
+    def sizes(self) -> Tensor:
+        """`(n,)` side of each patch in base cells."""
+        return self.patches[:, 2]
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens in the vision tower."""
+        return len(self.patches)
+
+    @cached_property
+    def patches_by_size(self) -> dict[int, int]:
+        """`{size in base cells: number of patches}`, sizes that occur only, ascending."""
+        sizes, counts = torch.unique(self.sizes, return_counts=True)
+        return dict(zip(sizes.tolist(), counts.tolist(), strict=True))
+
+    @property
+    def num_language_tokens(self) -> int:
+        """Tokens in the language model: one per four base patches of a cell, one per coarser patch."""
+        small = self.patches_by_size.get(1, 0)
+        return self.num_patches - small + small // MERGE_SIZE**2
+
+    @property
+    def retention(self) -> float:
+        """Patches kept, as a fraction of the base grid, in (0, 1]."""
+        return self.num_patches / (self.grid[0] * self.grid[1])
+
+    # ---------------------------------------------------------------- what the model asks
+
+    @property
+    def centres(self) -> Tensor:
+        """`(n, 2)` float32 `(row, col)` centres in base units, for the tower's 2-D RoPE.
+
+        A base patch's centre is its own integer coordinate, so a fully split layout has upstream's positions.
+        """
+        half = (self.sizes - 1).unsqueeze(1) / 2
+        return self.patches[:, :2].float() + half
+
+    @property
+    def merger_index(self) -> Tensor:
+        """`(4 t,)` int64: rows of the tower's output in the order the patch merger reads them, four per token.
+
+        The four base patches of a cell stand for themselves; a coarser patch fills all four places.
+        """
+        index = torch.arange(self.num_patches, device=self.patches.device)
+        return index.repeat_interleave(torch.where(self.sizes == 1, 1, MERGE_SIZE**2))
+
+    @property
+    def language_cells(self) -> Tensor:
+        """`(t, 2)` int64 `(row, col)`, in merge cells, of each language token's top-left cell, for M-RoPE."""
+        starts_token = (self.rows % MERGE_SIZE == 0) & (self.cols % MERGE_SIZE == 0)
+        return self.patches[starts_token, :2] // MERGE_SIZE
+
+    @property
+    def next_position(self) -> int:
+        """How far the text after the image moves on, in M-RoPE positions: upstream's `max(h, w) // merge_size`."""
+        return max(self.grid) // MERGE_SIZE
+
+    # ---------------------------------------------------------------- other views of the same tiling
+
+    def to_masks(self, base_patch_size: int, num_scales: int) -> dict[int, Tensor]:
+        """`{patch side in px: (rows, cols) float 0/1}`, the inverse of `from_masks`."""
+        h, w = self.grid
+        masks = {}
+        for size in (2**scale for scale in range(num_scales)):
+            mask = torch.zeros(-(-h // size), -(-w // size), device=self.patches.device)
+            chosen = self.patches[self.sizes == size]
+            mask[chosen[:, 0] // size, chosen[:, 1] // size] = 1.0
+            masks[base_patch_size * size] = mask
+        missing = set(self.patches_by_size) - {2**scale for scale in range(num_scales)}
+        if missing:
+            raise InvalidLayoutError(
+                f"the layout holds patches of size {sorted(missing)} that {num_scales} scales cannot express; "
+                "ask for more scales"
+            )
+        return masks
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """`(h, w)` int64: the index of the patch that covers each base cell."""
+        index, cells = self._covered_cells()
+        owner = torch.full((self.grid[0] * self.grid[1],), -1, dtype=torch.int64, device=self.patches.device)
+        owner[cells] = index
+        return owner.reshape(self.grid)
+
+    def _covered_cells(self) -> tuple[Tensor, Tensor]:
+        """`(patch index, flat base cell)` for every base cell that a patch covers, repeated where patches overlap."""
+        w = self.grid[1]
+        indices, cells = [], []
+        for size in self.patches_by_size:
+            chosen = (self.sizes == size).nonzero().squeeze(1)
+            step = torch.arange(size, device=self.patches.device)
+            rows = self.rows[chosen].view(-1, 1, 1) + step.view(1, -1, 1)
+            cols = self.cols[chosen].view(-1, 1, 1) + step.view(1, 1, -1)
+            cells.append((rows * w + cols).flatten())
+            indices.append(chosen.repeat_interleave(size * size))
+        return torch.cat(indices), torch.cat(cells)
+
+    # ---------------------------------------------------------------- trust
+
+    def validate(self) -> None:
+        """Check that the patches tile the grid exactly, aligned to their size and in canonical order.
+
+        Raises:
+            InvalidLayoutError: naming the first patch that is wrong, and what was expected.
+        """
+        h, w = self.grid
+        rows, cols, sizes = self.patches.unbind(1)
+        self._refuse(sizes < 1, "has a size below 1")
+        self._refuse(sizes & (sizes - 1) != 0, "has a size that is not a power of two")
+        self._refuse((rows < 0) | (cols < 0), "lies outside its grid")
+        self._refuse((rows + sizes > h) | (cols + sizes > w), "lies outside its grid")
+        self._refuse((rows % sizes != 0) | (cols % sizes != 0), "is not aligned to its own size")
+        cells_per_row = -(-w // MERGE_SIZE)
+        key = (rows // MERGE_SIZE * cells_per_row + cols // MERGE_SIZE) * MERGE_SIZE**2
+        key = key + rows % MERGE_SIZE * MERGE_SIZE + cols % MERGE_SIZE
+        out_of_order = torch.cat([torch.zeros_like(key[:1], dtype=torch.bool), key[1:] <= key[:-1]])
+        self._refuse(out_of_order, "is out of canonical order (or listed twice)")
+        covered = torch.zeros(h * w, dtype=torch.int64, device=self.patches.device)
+        if len(self):
+            covered = torch.bincount(self._covered_cells()[1], minlength=h * w)
+        wrong = (covered != 1).nonzero()
+        if len(wrong):
+            row, col = divmod(int(wrong[0]), w)
+            raise InvalidLayoutError(
+                f"base cell ({row}, {col}) of the {h}×{w} grid is covered {int(covered[wrong[0]])} times, expected once; "
+                "use the `image_patch_layout` that the processor returned for this image"
+            )
+
+    def _refuse(self, wrong: Tensor, why: str) -> None:
+        if bool(wrong.any()):
+            index = int(wrong.nonzero()[0])
+            raise InvalidLayoutError(
+                f"patch {index} of the layout, (row, col, size) = {tuple(self.patches[index].tolist())}, {why} "
+                f"({self.grid[0]}×{self.grid[1]} base cells); "
+                "use the `image_patch_layout` that the processor returned for this image"
+            )

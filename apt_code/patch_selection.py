@@ -1,0 +1,251 @@
+"""Which cells are kept whole: the three selection rules over importance maps.
+
+Axis legend: `b` images of one shape, `h w` base grid. Importance maps and masks are `{cell side in px: (b, rows, cols)}`,
+sides doubling from the base patch up, grids rounded up. A cell of importance `PAD_VALUE` or more sticks out of the
+image: it is always split. A mask holds 1 where a patch of that side is part of the tiling; together the masks cover
+every base cell once.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PAD_VALUE = 1e6
+"""Importance of a cell that is not wholly inside the image."""
+
+SELECTION_METHODS = ("v1", "v2", "budget")
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """What `budget` will do on a grid, known before any pixel is read.
+
+    Attributes:
+        base_small_tokens: `h · w`, patches of the fully split grid.
+        base_tokens: patches of the coarsest tiling (nothing split that can stay whole).
+        budget: `round(alpha · h · w)`, the patches asked for.
+        k: splits made, each adding three patches.
+        alpha: fraction of the base grid asked for.
+        actual: `base_tokens + 3 k`, the patches that come out.
+        max_language_tokens: the most language tokens that any image can need under this plan.
+    """
+
+    base_small_tokens: int
+    base_tokens: int
+    budget: int
+    k: int
+    alpha: float
+    actual: int
+    max_language_tokens: int
+
+    def info(self) -> dict[str, int | float]:
+        """The founding documents' `last_budget_info` dictionary."""
+        keys = ("base_tokens", "base_small_tokens", "budget", "k", "alpha", "actual")
+        return {key: getattr(self, key) for key in keys}
+
+
+def plan_budget(grid: tuple[int, int], alpha: float, num_scales: int = 3, complete: Sequence[int] | None = None) -> BudgetPlan:
+    """The arithmetic of the `budget` rule on an `(h, w)` base grid.
+
+    Args:
+        grid: base grid.
+        alpha: in [0, 1].
+        num_scales: scales of the tiling.
+        complete: number of cells wholly inside the image at each coarse scale, finest first. Default: what a grid
+            without partial base cells has, as Qwen2-VL's always is.
+
+    Raises:
+        ValueError: alpha outside [0, 1].
+    """
+    check_alpha("budget", alpha)
+    h, w = grid
+    if complete is None:
+        complete = [(h // 2**scale) * (w // 2**scale) for scale in range(1, num_scales)]
+    candidates = sum(complete)
+    base_tokens = h * w - 3 * candidates  # each whole cell stands in for four of the next finer scale
+    budget = round(alpha * h * w)
+    k = min(max(0, (budget - base_tokens) // 3), candidates)
+    # Splitting a 56-px cell adds three language tokens, splitting a 28-px cell none (its four patches merge again).
+    coarse_tokens = (h * w) // 4 - 3 * sum(complete[1:])
+    max_language_tokens = coarse_tokens + 3 * min(k, sum(complete[1:]))
+    return BudgetPlan(h * w, base_tokens, budget, k, alpha, base_tokens + 3 * k, max_language_tokens)
+
+
+def check_alpha(method: str, alpha: float) -> None:
+    """Refuse an alpha that `method` cannot use.
+
+    Raises:
+        TypeError: not a number. ValueError: outside the method's range.
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise TypeError(f"alpha is a number, got {alpha!r} of type {type(alpha).__name__}")
+    if method == "budget" and not 0 <= alpha <= 1:
+        raise ValueError(
+            f"alpha={alpha} with 'budget': expected 0 <= alpha <= 1, the fraction of the full-resolution patches to keep"
+        )
+    if method == "v2" and not (math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(
+            f"alpha={alpha} with 'v2': expected a finite alpha >= 0, the multiple of the mean importance below which "
+            "cells stay whole (larger alpha, fewer patches)"
+        )
+
+
+def check_thresholds(thresholds: Sequence[float], num_scales: int) -> list[float]:
+    """The thresholds as floats, one per coarse scale.
+
+    Raises:
+        TypeError: not a sequence of numbers. ValueError: the wrong number of them, or NaN.
+    """
+    if isinstance(thresholds, (str, bytes)) or not isinstance(thresholds, Sequence):
+        raise TypeError(f"thresholds is a list of numbers, got {thresholds!r}")
+    for value in thresholds:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"thresholds holds numbers, got {value!r} in {list(thresholds)}")
+    if len(thresholds) != num_scales - 1:
+        raise ValueError(
+            f"thresholds={list(thresholds)} for {num_scales} scales: expected {num_scales - 1} values, the threshold "
+            "of each coarse scale from the finest up ([28 px, 56 px] for Qwen2-VL)"
+        )
+    if any(math.isnan(value) for value in thresholds):
+        raise ValueError(f"thresholds={list(thresholds)} holds NaN; expected numbers in the unit of the importance map")
+    return [float(value) for value in thresholds]
+
+
+def select_patches_by_threshold(importance_maps: Mapping[int, Tensor], thresholds: Sequence[float]) -> dict[int, Tensor]:
+    """Rule `v1`: a cell is kept whole where its importance is below its scale's threshold, largest cells first.
+
+    Args:
+        importance_maps: `{side: (b, rows, cols)}`.
+        thresholds: one per coarse scale, finest first; in the unit of the map. Higher keeps more cells whole.
+
+    Returns:
+        `{side: (b, rows, cols)}` float 0/1 masks of one tiling per image.
+    """
+    sides = _check_maps(importance_maps)
+    values = check_thresholds(thresholds, len(sides))
+    below = {side: importance_maps[side] < value for side, value in zip(sides[1:], values, strict=True)}
+    return _tile(importance_maps, below)
+
+
+def select_patches_by_threshold_v2(importance_maps: Mapping[int, Tensor], alpha: float = 1.0) -> dict[int, Tensor]:
+    """Rule `v2`: one threshold per image for all scales, `alpha × mean importance` of its complete coarsest cells.
+
+    A larger alpha keeps more cells whole, so it gives *fewer* patches. An image too small for a complete cell of the
+    coarsest scale uses the coarsest scale that has one. Masks as `select_patches_by_threshold`.
+    """
+    check_alpha("v2", alpha)
+    sides = _check_maps(importance_maps)
+    threshold: Tensor | None = None
+    for side in reversed(sides[1:]):
+        complete = importance_maps[side] < PAD_VALUE
+        if bool(complete[0].any()):
+            # Fixed point keeps the mean independent of the order of summation, and so of the device.
+            fixed = torch.where(complete, importance_maps[side], 0.0).double().mul(2.0**32).round().long()
+            mean = fixed.sum((1, 2)).double() / 2.0**32 / complete.sum((1, 2))
+            threshold = (alpha * mean).view(-1, 1, 1)
+            break
+    below = {
+        side: importance_maps[side].double() < threshold
+        if threshold is not None
+        else torch.zeros_like(importance_maps[side], dtype=torch.bool)
+        for side in sides[1:]
+    }
+    return _tile(importance_maps, below)
+
+
+def select_patches_by_budget(
+    importance_maps: Mapping[int, Tensor], alpha: float = 1.0, coarse_scores: bool = False
+) -> dict[int, Tensor]:
+    """Rule `budget`: from the coarsest tiling, make the k best splits that `round(alpha · h · w)` patches allow.
+
+    A cell's score is the mean of its finest cells' importance, or, with `coarse_scores`, the map's own value for that
+    cell; a cell that has splittable children scores at least as much as the best of them, so a child is never split
+    before its parent. Ties go to the coarser cell, then to raster order. Masks as `select_patches_by_threshold`.
+
+    Warns:
+        UserWarning: the budget is below the coarsest tiling, which is then used.
+    """
+    sides = _check_maps(importance_maps)
+    plan = plan_of_maps(importance_maps, alpha)
+    if plan.budget < plan.base_tokens:
+        warnings.warn(
+            f"alpha={alpha} asks for {plan.budget} of {plan.base_small_tokens} patches, but the coarsest tiling already "
+            f"has {plan.base_tokens}; using that. The smallest alpha that can be met is "
+            f"{math.ceil(plan.base_tokens / plan.base_small_tokens * 1e4) / 1e4}",
+            stacklevel=2,
+        )
+    scores = _split_scores(importance_maps, sides, coarse_scores)
+    order = [scores[side].flatten(1) for side in reversed(sides[1:])]  # coarser first: the tie rule of a stable sort
+    split: dict[int, Tensor] = {}
+    if order:
+        ranked = torch.cat(order, dim=1)
+        chosen = ranked.sort(dim=1, descending=True, stable=True).indices[:, : plan.k]
+        flags = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, chosen, True)
+        parts = flags.split([part.shape[1] for part in order], dim=1)
+        split = {side: part.view_as(scores[side]) for side, part in zip(reversed(sides[1:]), parts, strict=True)}
+    return _tile(importance_maps, {side: ~split[side] for side in sides[1:]})
+
+
+def plan_of_maps(importance_maps: Mapping[int, Tensor], alpha: float) -> BudgetPlan:
+    """The budget plan for the images behind `importance_maps` (one plan: they all have one shape)."""
+    sides = _check_maps(importance_maps)
+    complete = [int((importance_maps[side][0] < PAD_VALUE).sum()) for side in sides[1:]]
+    base = importance_maps[sides[0]]
+    return plan_budget((base.shape[1], base.shape[2]), alpha, len(sides), complete)
+
+
+def _split_scores(maps: Mapping[int, Tensor], sides: Sequence[int], coarse_scores: bool) -> dict[int, Tensor]:
+    """`{side: (b, rows, cols)}` float64 score of splitting each coarse cell; −inf where it is split anyway."""
+    scores: dict[int, Tensor] = {}
+    mean = maps[sides[0]].double()
+    for finer, side in zip(sides, sides[1:], strict=False):
+        mean = _four_children(mean, maps[side].shape).sum(0) / 4
+        own = maps[side].double() if coarse_scores else mean
+        if finer in scores:
+            own = torch.maximum(own, _four_children(scores[finer], maps[side].shape).amax(0))
+        scores[side] = torch.where(maps[side] < PAD_VALUE, own, -math.inf)
+    return scores
+
+
+def _four_children(values: Tensor, shape: torch.Size) -> Tensor:
+    """The 2×2 children of every cell: `(b, rows, cols)` -> `(4, b, *shape[1:])`; cells beyond the edge count as 0."""
+    padding = (0, 2 * shape[2] - values.shape[2], 0, 2 * shape[1] - values.shape[1])
+    padded = torch.nn.functional.pad(values, padding)
+    return torch.stack([padded[:, row::2, col::2] for row in (0, 1) for col in (0, 1)])
+
+
+def _tile(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Masks of the tiling that keeps a cell whole where asked to, largest first, and never outside the image."""
+    sides = sorted(maps)
+    masks: dict[int, Tensor] = {}
+    free = torch.ones_like(maps[sides[-1]], dtype=torch.bool)
+    for side, finer in zip(reversed(sides[1:]), reversed(sides[:-1]), strict=True):
+        whole = free & keep_whole[side] & (maps[side] < PAD_VALUE)
+        masks[side] = whole.float()
+        rows, cols = maps[finer].shape[1:]
+        free = (free & ~whole).repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :rows, :cols]
+    masks[sides[0]] = free.float()
+    return {side: masks[side] for side in sides}
+
+
+def _check_maps(maps: Mapping[int, Tensor]) -> list[int]:
+    """The sides of the maps, ascending, after checking that they form one pyramid."""
+    sides = sorted(maps)
+    if not sides:
+        raise ValueError("importance_maps is empty; expected {cell side in px: (batch, rows, cols)}")
+    base = maps[sides[0]]
+    for scale, side in enumerate(sides):
+        size = 2**scale
+        expected = (base.shape[0], -(-base.shape[-2] // size), -(-base.shape[-1] // size)) if base.ndim == 3 else None
+        if side != sides[0] * size or tuple(maps[side].shape) != expected:
+            raise ValueError(
+                f"importance_maps[{side}] has shape {tuple(maps[side].shape)}; expected sides that double from "
+                f"{sides[0]} px and (batch, rows, cols) grids that halve, rounded up, from {tuple(base.shape)}"
+            )
+    return sides

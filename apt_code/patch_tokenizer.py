@@ -1,0 +1,219 @@
+"""`PatchTokenizer`: from a batch of images to packed mixed-scale patches.
+
+Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` base grid, `n` patches of the whole batch,
+`p` base patch side. Data flows one way: images -> importance maps -> masks -> layouts -> packed patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from loguru import logger
+from torch import Tensor, nn
+
+from apt_code.entropy_utils import IMPORTANCE_METHODS
+from apt_code.patch_layout import PatchLayout
+from apt_code.patch_packing import area_average, cells_of, pack_patches
+from apt_code.patch_selection import (
+    PAD_VALUE,
+    SELECTION_METHODS,
+    check_alpha,
+    check_thresholds,
+    plan_of_maps,
+    select_patches_by_budget,
+    select_patches_by_threshold,
+    select_patches_by_threshold_v2,
+)
+
+PREFIX_MARK = -1
+"""Mark of a prefix (class) token in `output_mask`."""
+
+
+@dataclass(frozen=True)
+class TokenizedImages:
+    """What `PatchTokenizer.forward` returns.
+
+    Attributes:
+        patches: `(n, c, p, p)` float32, the patches of all images in canonical order.
+        layouts: one `PatchLayout` per image.
+        masks: `{side in px: (b, rows, cols)}` float 0/1.
+        output_mask: `(sum of seqlens,)` int64, each token's patch size in base cells, −1 for a prefix token.
+        seqlens: `(b,)` int64, tokens per image, prefix tokens included.
+    """
+
+    patches: Tensor
+    layouts: list[PatchLayout]
+    masks: dict[int, Tensor]
+    output_mask: Tensor
+    seqlens: Tensor
+
+
+class PatchTokenizer(nn.Module):
+    """Adaptive Patch Tokenization (Choudhury et al., "Accelerating Vision Transformers with Adaptive Patch Sizes").
+
+    Args:
+        num_scales: 1 to 4; patch sides are `base_patch_size · 2^i`.
+        base_patch_size: side of the finest patch in pixels.
+        image_size: `(H, W)` that every batch must have; `None` accepts any size.
+        thresholds: for `v1`, one per coarse scale, finest first, in the unit of the importance map; `None` takes the
+            map's own ([3, 2] bits for entropy).
+        mean, std: per channel, of images scaled to [0, 1]. Given both, patches come out as `(x / 255 − mean) / std`;
+            given neither, in the images' own values.
+        patch_selection_method: `'v1'` (fixed thresholds), `'v2'` (one threshold, alpha × mean importance: larger alpha,
+            fewer patches) or `'budget'` (alpha is the fraction of patches to keep).
+        alpha: finite and ≥ 0 for `v2`, in [0, 1] for `budget`; `v1` ignores it.
+        importance_method: `'entropy'`, `'laplacian'` or `'upsample_mse'`.
+        num_prefix_tokens: class tokens in front of each image's patches; Qwen2-VL has none.
+        bins: histogram bins of the entropy.
+
+    Images are `(b, c, H, W)` with values in [0, 255], c 1 or 3. Sides need not be multiples of the patch size: cells
+    that stick out are split, and a base patch that sticks out is zero-padded.
+
+    Attributes:
+        last_budget_info: after a `budget` selection, `base_tokens`, `base_small_tokens`, `budget`, `k`, `alpha` and
+            `actual`, per image (the images of a batch share them); `None` after another method.
+    """
+
+    def __init__(
+        self,
+        num_scales: int = 3,
+        base_patch_size: int = 14,
+        image_size: tuple[int, int] | None = None,
+        thresholds: Sequence[float] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        *,
+        patch_selection_method: str = "v1",
+        alpha: float = 1.0,
+        importance_method: str = "entropy",
+        num_prefix_tokens: int = 0,
+        bins: int = 512,
+    ) -> None:
+        super().__init__()
+        if num_scales not in (1, 2, 3, 4):
+            raise ValueError(f"num_scales={num_scales!r}: expected 1, 2, 3 or 4")
+        if importance_method not in IMPORTANCE_METHODS:
+            raise ValueError(f"importance_method={importance_method!r}: expected one of {sorted(IMPORTANCE_METHODS)}")
+        if (mean is None) != (std is None):
+            raise ValueError(f"mean={mean} and std={std}: give both, to normalise the patches, or neither")
+        if num_prefix_tokens < 0:
+            raise ValueError(f"num_prefix_tokens={num_prefix_tokens}: expected 0 or more")
+        self.num_scales = num_scales
+        self.base_patch_size = base_patch_size
+        self.image_size = tuple(image_size) if image_size is not None else None
+        self.importance_method = importance_method
+        method = IMPORTANCE_METHODS[importance_method]
+        self.thresholds = check_thresholds(method.thresholds(num_scales) if thresholds is None else thresholds, num_scales)
+        self.mean, self.std = mean, std
+        self.patch_selection_method = self._check_method(patch_selection_method, alpha)
+        self.alpha = alpha
+        self.num_prefix_tokens = num_prefix_tokens
+        self.bins = bins
+        self.last_budget_info: dict[str, int | float] | None = None
+
+    @staticmethod
+    def _check_method(method: str, alpha: float) -> str:
+        if method not in SELECTION_METHODS:
+            raise ValueError(f"patch_selection_method={method!r}: expected one of {list(SELECTION_METHODS)}")
+        check_alpha(method, alpha)
+        return method
+
+    def compute_importance_maps(self, images: Tensor) -> dict[int, Tensor]:
+        """`{side in px: (b, ceil(H / side), ceil(W / side))}` float32; see `apt_code.entropy_utils`."""
+        if self.image_size is not None and tuple(images.shape[-2:]) != self.image_size:
+            raise ValueError(
+                f"images are {tuple(images.shape[-2:])} pixels, this tokenizer was made for {self.image_size}; "
+                "resize them, or build it with image_size=None"
+            )
+        options = {"bins": self.bins} if self.importance_method == "entropy" else {}
+        compute = IMPORTANCE_METHODS[self.importance_method].compute
+        return compute(images, self.base_patch_size, self.num_scales, pad_value=PAD_VALUE, **options)
+
+    def construct_masks(
+        self,
+        importance_maps: Mapping[int, Tensor],
+        patch_selection_method: str | None = None,
+        alpha: float | None = None,
+    ) -> tuple[dict[int, Tensor], Tensor, Tensor]:
+        """Select patches; `method` and `alpha` given here win over the constructor's.
+
+        Returns:
+            `(masks, output_mask, seqlens)` as in `TokenizedImages`.
+        """
+        masks = self._select(importance_maps, patch_selection_method, alpha)
+        layouts = self.layouts_of(masks)
+        output_mask, seqlens = self._marks(layouts)
+        return masks, output_mask, seqlens
+
+    def construct_patch_groups(self, images: Tensor, masks: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """The kept patches grouped by size, each group image by image in raster order.
+
+        Returns:
+            `resized_patches_<side>`: `(n_side, c, p, p)`, every kept patch on the base raster; and for coarse sides
+            `constituent_patches_<side>`: `(n_side, (side / p)², c, p, p)`, the same patches at full resolution.
+        """
+        base = self.base_patch_size
+        groups = {}
+        for side in sorted(masks):
+            chosen = cells_of(images, side)[masks[side].bool()]
+            groups[f"resized_patches_{side}"] = self._normalise(area_average(chosen, side // base))
+            if side > base:
+                # (n, c, s·p, s·p) -> (n, s·s, c, p, p)
+                parts = rearrange(chosen, "n c (a p) (b q) -> n (a b) c p q", p=base, q=base)
+                groups[f"constituent_patches_{side}"] = self._normalise(parts.float())
+        return groups
+
+    def forward(
+        self, images: Tensor, patch_selection_method: str | None = None, alpha: float | None = None
+    ) -> TokenizedImages:
+        """Images to packed patches: the three steps above, in canonical order."""
+        masks = self._select(self.compute_importance_maps(images), patch_selection_method, alpha)
+        layouts = self.layouts_of(masks)
+        patches = self._normalise(pack_patches(images, layouts, self.base_patch_size))
+        output_mask, seqlens = self._marks(layouts)
+        return TokenizedImages(patches, layouts, masks, output_mask, seqlens)
+
+    def select_layouts(self, images: Tensor) -> list[PatchLayout]:
+        """The tiling of every image, without packing any pixels."""
+        return self.layouts_of(self._select(self.compute_importance_maps(images)))
+
+    @staticmethod
+    def layouts_of(masks: Mapping[int, Tensor]) -> list[PatchLayout]:
+        """One `PatchLayout` per image of a batch of masks. Layouts live on the host: they are index arithmetic."""
+        on_host = {side: mask.cpu() for side, mask in masks.items()}
+        batch = len(next(iter(on_host.values())))
+        return [PatchLayout.from_masks({side: mask[i] for side, mask in on_host.items()}) for i in range(batch)]
+
+    def _select(
+        self, maps: Mapping[int, Tensor], patch_selection_method: str | None = None, alpha: float | None = None
+    ) -> dict[int, Tensor]:
+        alpha = self.alpha if alpha is None else alpha
+        method = self._check_method(patch_selection_method or self.patch_selection_method, alpha)
+        self.last_budget_info = None
+        if method == "v1":
+            masks = select_patches_by_threshold(maps, self.thresholds)
+        elif method == "v2":
+            masks = select_patches_by_threshold_v2(maps, alpha)
+        else:
+            coarse_scores = IMPORTANCE_METHODS[self.importance_method].coarse_scores
+            masks = select_patches_by_budget(maps, alpha, coarse_scores)
+            self.last_budget_info = plan_of_maps(maps, alpha).info()
+        logger.debug("{} alpha={} on {}", method, alpha, {side: tuple(mask.shape) for side, mask in masks.items()})
+        return masks
+
+    def _marks(self, layouts: Sequence[PatchLayout]) -> tuple[Tensor, Tensor]:
+        prefix = torch.full((self.num_prefix_tokens,), PREFIX_MARK, dtype=torch.int64)
+        output_mask = torch.cat([part for layout in layouts for part in (prefix, layout.sizes)])
+        seqlens = torch.tensor([self.num_prefix_tokens + layout.num_patches for layout in layouts], dtype=torch.int64)
+        return output_mask, seqlens
+
+    def _normalise(self, patches: Tensor) -> Tensor:
+        """`(..., c, p, p)` grey levels -> normalised, where the tokenizer was given `mean` and `std`."""
+        if self.mean is None or self.std is None:
+            return patches
+        mean = torch.tensor(self.mean, device=patches.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=patches.device).view(-1, 1, 1)
+        return (patches / 255 - mean) / std
