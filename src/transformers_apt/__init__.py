@@ -4,9 +4,10 @@ Python imports this file at every start (see `startup.py`), so it imports nothin
 module when it is first asked for.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers read this as True; importing typing would slow down every start of Python
 if TYPE_CHECKING:
+    from typing import Any
+
     from transformers_apt.patching import IncompatibleTransformersError, applied, apply, revert, status
 
 __version__ = "0.1.0"
@@ -16,7 +17,7 @@ __all__ = ["IncompatibleTransformersError", "__version__", "applied", "apply", "
 _FROM_PATCHING = ("IncompatibleTransformersError", "applied", "apply", "revert", "status")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _FROM_PATCHING:
         from transformers_apt import patching
 

@@ -1,0 +1,222 @@
+"""Installed means on: patch transformers when one of the modules that the patch changes has been imported.
+
+`install` runs at every start of Python in the environment (through `transformers_apt.pth`, or `transformers_apt.start`
+where Python knows PEP 829), also for programs that never touch transformers. Hence the rules of this file: import
+nothing that is not loaded already, never raise, and leave no trace once the work is done.
+
+    TRANSFORMERS_APT=0 python script.py      # stay off (also: off, false, no)
+"""
+
+import _thread
+import os
+import sys
+
+TYPE_CHECKING = False  # type checkers read this as True; importing typing would cost more than the whole hook
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+SWITCH = "TRANSFORMERS_APT"
+_OFF_WORDS = frozenset({"0", "off", "false", "no"})
+
+_QWEN2_VL = "transformers.models.qwen2_vl."
+TARGETS = frozenset(
+    {
+        _QWEN2_VL + "image_processing_qwen2_vl",
+        _QWEN2_VL + "image_processing_pil_qwen2_vl",
+        _QWEN2_VL + "processing_qwen2_vl",
+        _QWEN2_VL + "modeling_qwen2_vl",
+    }
+)
+
+
+def install() -> None:
+    """Wait for the first target module; do nothing when switched off or when already waiting."""
+    if is_switched_off() or any(isinstance(finder, PostImportFinder) for finder in sys.meta_path):
+        return
+    finder = PostImportFinder(TARGETS, switch_on)
+    sys.meta_path.insert(0, finder)
+    finder.fire_if_imported()  # in a notebook, say, that imported transformers before it called this
+
+
+def uninstall() -> None:
+    """Stop waiting: later imports of transformers stay as upstream made them. What is already patched stays so."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, PostImportFinder)]
+
+
+def is_switched_off() -> bool:
+    return os.environ.get(SWITCH, "").strip().lower() in _OFF_WORDS
+
+
+def switch_on() -> bool:
+    """Apply the patch, all or nothing. Returns False when another thread's import stands in the way for now."""
+    if is_switched_off():  # asked again: a script may set the variable itself before it imports transformers
+        return True
+    try:
+        from transformers_apt import patching
+
+        patching.apply()
+    except Exception as error:
+        if _is_import_deadlock(error):
+            return False
+        _report(error)
+    return True
+
+
+def _is_import_deadlock(error: "BaseException | None") -> bool:
+    # Python raises this private class when two threads wait for each other's half-imported modules.
+    while error is not None:
+        if type(error).__name__ == "_DeadlockError":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _report(error: Exception) -> None:
+    """Say once why the patch is off, and keep the reason for `status()`."""
+    message = (
+        f"transformers-apt is installed but stays off, and transformers works as if it were not there: "
+        f"{type(error).__name__}: {error} "
+        f"(`transformers-apt status` shows the versions; set {SWITCH}=0 to switch it off and silence this warning.)"
+    )
+    try:
+        from transformers_apt import patching
+
+        patching.record_failure(error)
+    except Exception:  # patching itself may be what cannot be imported; the warning below still says why
+        pass
+    try:
+        import warnings
+
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    except Exception:  # under -W error a warning raises, and would make the import of transformers fail
+        print(message, file=sys.stderr)
+
+
+class PostImportFinder:
+    """Calls `callback` when the outermost import of one of `targets` has finished, then leaves `sys.meta_path`.
+
+    Outermost, because target modules import each other: until the last one under way is complete, `callback` would
+    see half-executed modules. The callback returns whether it is done; if not, the next target gives it another try.
+    """
+
+    def __init__(self, targets: "Collection[str]", callback: "Callable[[], bool]") -> None:
+        self.targets = targets
+        self.callback = callback
+        self._lock = _thread.allocate_lock()
+        self._busy = False  # the callback runs, or is done
+        self._executing = 0  # target modules being executed now, in all threads
+        self._looking: set[tuple[int, str]] = set()
+
+    def find_spec(
+        self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
+        if fullname not in self.targets:
+            return None
+        # A finder further down may ask the whole of sys.meta_path again, and so come back here.
+        question = (_thread.get_ident(), fullname)
+        if question in self._looking:
+            return None
+        self._looking.add(question)
+        try:
+            spec = self._ask_the_others(fullname, path, target)
+        finally:
+            self._looking.discard(question)
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            self._watch(spec)
+        return spec
+
+    def _ask_the_others(
+        self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None"
+    ) -> "ModuleSpec | None":
+        finders = list(sys.meta_path)
+        if self in finders:  # those before us were asked already and did not know
+            finders = finders[finders.index(self) + 1 :]
+        for finder in finders:
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                return spec
+        return None
+
+    def _watch(self, spec: "ModuleSpec") -> None:
+        """Wrap `exec_module` of this one loader object; its class and all its other methods stay what they are."""
+        loader: Any = spec.loader
+        if isinstance(getattr(loader, "exec_module", None), _WatchedExec):
+            return  # one loader object may serve several modules (zipimport), or be asked for twice
+        watched = _WatchedExec(self, loader)
+        try:
+            if isinstance(loader, type):  # an attribute set on a class would reach every module it loads
+                raise TypeError
+            loader.exec_module = watched
+        except (AttributeError, TypeError):
+            spec.loader = _LoaderProxy(loader, watched)  # type: ignore[assignment]
+
+    def begin(self) -> None:
+        with self._lock:
+            self._executing += 1
+
+    def end(self, succeeded: bool) -> None:
+        with self._lock:
+            self._executing -= 1
+            if not succeeded or self._executing or self._busy:
+                return
+            self._busy = True
+        self._fire()
+
+    def fire_if_imported(self) -> None:
+        modules = [sys.modules[name] for name in self.targets if name in sys.modules]
+        if not modules or any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules):
+            return
+        with self._lock:
+            if self._executing or self._busy:
+                return
+            self._busy = True
+        self._fire()
+
+    def _fire(self) -> None:
+        # Outside the lock: the callback imports the other targets, which come back to begin() and end().
+        done = False
+        try:
+            done = self.callback()
+        finally:
+            if done:
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+            else:
+                self._busy = False
+
+
+class _WatchedExec:
+    """`exec_module` of one loader, which tells the finder when a target begins and ends."""
+
+    def __init__(self, finder: PostImportFinder, loader: "Any") -> None:
+        self.finder = finder
+        self.loader = loader
+        self.original = loader.exec_module
+
+    def __call__(self, module: "ModuleType") -> None:
+        if module.__name__ not in self.finder.targets:
+            self.original(module)
+            return
+        self.finder.begin()
+        succeeded = False
+        try:
+            self.original(module)  # what upstream raises passes through unchanged
+            succeeded = True
+        finally:
+            if getattr(self.loader, "__dict__", {}).get("exec_module") is self:
+                del self.loader.exec_module
+            self.finder.end(succeeded)
+
+
+class _LoaderProxy:
+    """Stands in for a loader that takes no attributes of its own (a class, or one with slots)."""
+
+    def __init__(self, loader: "Any", exec_module: _WatchedExec) -> None:
+        self._loader = loader
+        self.exec_module = exec_module
+
+    def __getattr__(self, name: str) -> "Any":
+        return getattr(self._loader, name)
