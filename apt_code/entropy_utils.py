@@ -2,8 +2,8 @@
 
 Axis legend: `b` images of one shape, `H W` pixels, `h w` base grid, `p` side of a cell in pixels.
 Every map function takes `(b, c, H, W)` images with values in [0, 255] and returns `{cell side in px: (b, h, w)}`
-float32 maps whose grid is rounded up; a cell that sticks out of the image has importance `pad_value`. Selection does not
-know which map it was given, so a new map is one function here and one row in `IMPORTANCE_METHODS`.
+float32 maps whose grid is rounded up; a cell that sticks out of the image has importance `pad_value`. Selection does
+not know which map it was given, so a new map is one function here and one row in `IMPORTANCE_METHODS`.
 
 The sums behind the maps are exact for integer pixels, so the maps do not depend on the device, on the order of
 summation, or on the neighbours in the batch.
@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from apt_code.patch_selection import PAD_VALUE as PAD_VALUE
 from apt_code.patch_selection import (  # noqa: F401  the founding documents import these from here
     select_patches_by_budget,
     select_patches_by_threshold,
     select_patches_by_threshold_v2,
 )
-from apt_code.patch_selection import PAD_VALUE as PAD_VALUE
 
 GREY_WEIGHTS = (2989, 5870, 1140)
 """ITU-R BT.601 luma, in ten-thousandths: 0.2989 R + 0.5870 G + 0.1140 B."""
@@ -47,7 +47,7 @@ def _check_images(images: Tensor, patch_size: int, num_scales: int) -> None:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """`(b, c, H, W)` -> `(b, H, W)` grey level in ten-thousandths: int64 for integer pixels, else float64 (as exact)."""
+    """`(b, c, H, W)` -> `(b, H, W)` grey level in ten-thousandths: int64 for integer pixels, else float64."""
     exact = images.to(torch.float64 if images.is_floating_point() else torch.int64)
     red, green, blue = exact.expand(-1, 3, -1, -1).unbind(1)
     return GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue
@@ -61,7 +61,7 @@ def _pooled_sum(values: Tensor) -> Tensor:
 
 
 def _round_up(complete: Tensor, height: int, width: int, side: int, pad_value: float) -> Tensor:
-    """Complete cells `(b, H//p, W//p)` -> float32 map `(b, ceil(H/p), ceil(W/p))`, `pad_value` where a cell sticks out."""
+    """Complete cells `(b, H//p, W//p)` -> float32 map of all cells, `(b, ceil(H/p), ceil(W/p))`."""
     rows, cols = -(-height // side), -(-width // side)
     padding = (0, cols - complete.shape[2], 0, rows - complete.shape[1])
     return F.pad(complete.float(), padding, value=pad_value)
@@ -200,5 +200,7 @@ class ImportanceMethod:
 IMPORTANCE_METHODS: Mapping[str, ImportanceMethod] = {
     "entropy": ImportanceMethod(compute_patch_entropy_batched, "bits", (3.0, 2.0), coarse_scores=False),
     "laplacian": ImportanceMethod(compute_patch_laplacian_batched, "grey levels", (4.0, 4.0), coarse_scores=False),
-    "upsample_mse": ImportanceMethod(compute_patch_upsample_mse_batched, "grey levels²", (64.0, 64.0), coarse_scores=True),
+    "upsample_mse": ImportanceMethod(
+        compute_patch_upsample_mse_batched, "grey levels²", (64.0, 64.0), coarse_scores=True
+    ),
 }

@@ -42,7 +42,8 @@ class PatchLayout:
     def __post_init__(self) -> None:
         if self.patches.ndim != 2 or self.patches.shape[1] != 3:
             raise InvalidLayoutError(
-                f"a patch layout has shape (num_patches, 3) with columns (row, col, size), got {tuple(self.patches.shape)}"
+                "a patch layout has shape (num_patches, 3) with columns (row, col, size), "
+                f"got {tuple(self.patches.shape)}"
             )
         if self.patches.dtype != torch.int64:
             raise InvalidLayoutError(f"a patch layout is int64, got {self.patches.dtype}; convert it with .long()")
@@ -95,26 +96,28 @@ class PatchLayout:
         """
         # The layout is a few kilobytes: one copy to the host is cheaper than deriving anything on a device.
         packed = packed.detach().cpu()
-        rows = (grids.tolist() if isinstance(grids, Tensor) else [list(grid) for grid in grids]) or []
-        shapes = [(int(grid[-2]), int(grid[-1])) for grid in rows]
-        whole = cls((0, 0), packed)  # checks shape and type
+        shapes = [(int(grid[-2]), int(grid[-1])) for grid in (grids.tolist() if isinstance(grids, Tensor) else grids)]
         areas = torch.tensor([h * w for h, w in shapes], dtype=torch.int64)
-        covered = (whole.sizes**2).cumsum(0)
-        ends = torch.searchsorted(covered, areas.cumsum(0))
+        covered = (cls((0, 0), packed).sizes ** 2).cumsum(0)
         total = int(covered[-1]) if len(covered) else 0
         if total != int(areas.sum()):
             raise InvalidLayoutError(
                 f"the patch layout covers {total} base cells but the image grids {shapes} have {int(areas.sum())}; "
                 "pass the `image_patch_layout` and `image_grid_thw` of the same processor call"
             )
-        layouts = []
-        start = 0
-        for shape, end in zip(shapes, (ends + 1).tolist(), strict=True):
-            layout = cls(shape, packed[start:end])
+        lengths = (torch.searchsorted(covered, areas.cumsum(0)) + 1).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        layouts = [cls(*part) for part in zip(shapes, packed.split(lengths.tolist()), strict=True)]
+        for layout in layouts:
             layout.validate()
-            layouts.append(layout)
-            start = end
         return layouts
+
+    @staticmethod
+    def language_tokens_per_image(packed: Tensor, grids: Tensor) -> list[int]:
+        """Language tokens of each image of a packed layout, without unpacking (and checking) it; see `unpack`."""
+        sizes = packed[:, 2]
+        ends = torch.searchsorted((sizes**2).cumsum(0), grids[:, -2:].prod(1).cumsum(0)) + 1
+        quarter_tokens = torch.nn.functional.pad(torch.where(sizes == 1, 1, MERGE_SIZE**2).cumsum(0), (1, 0))
+        return (quarter_tokens[ends].diff(prepend=quarter_tokens[:1]) // MERGE_SIZE**2).tolist()
 
     # ---------------------------------------------------------------- columns and counts
 
@@ -256,8 +259,8 @@ class PatchLayout:
         if len(wrong):
             row, col = divmod(int(wrong[0]), w)
             raise InvalidLayoutError(
-                f"base cell ({row}, {col}) of the {h}×{w} grid is covered {int(covered[wrong[0]])} times, expected once; "
-                "use the `image_patch_layout` that the processor returned for this image"
+                f"base cell ({row}, {col}) of the {h}×{w} grid is covered {int(covered[wrong[0]])} times, expected "
+                "once; use the `image_patch_layout` that the processor returned for this image"
             )
 
     def _refuse(self, wrong: Tensor, why: str) -> None:

@@ -52,7 +52,9 @@ def pack_patches(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int
     rows = torch.cat([layout.patches for layout in layouts]).to(images.device)
     counts = torch.tensor([layout.num_patches for layout in layouts])
     owner = torch.arange(len(layouts)).repeat_interleave(counts).to(images.device)
-    packed = torch.empty((len(rows), images.shape[1], patch_size, patch_size), dtype=torch.float32, device=images.device)
+    packed = torch.empty(
+        (len(rows), images.shape[1], patch_size, patch_size), dtype=torch.float32, device=images.device
+    )
     for size in sorted({size for layout in layouts for size in layout.patches_by_size}):
         place = (rows[:, 2] == size).nonzero().squeeze(1)
         row, col, _ = rows[place].unbind(1)

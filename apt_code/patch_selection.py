@@ -1,13 +1,14 @@
 """Which cells are kept whole: the three selection rules over importance maps.
 
-Axis legend: `b` images of one shape, `h w` base grid. Importance maps and masks are `{cell side in px: (b, rows, cols)}`,
-sides doubling from the base patch up, grids rounded up. A cell of importance `PAD_VALUE` or more sticks out of the
-image: it is always split. A mask holds 1 where a patch of that side is part of the tiling; together the masks cover
-every base cell once.
+Axis legend: `b` images of one shape, `h w` base grid. Importance maps and masks are `{cell side in px: (b, rows,
+cols)}`, sides doubling from the base patch up, grids rounded up. A cell of importance `PAD_VALUE` or more sticks out
+of the image: it is always split. A mask holds 1 where a patch of that side is part of the tiling; together the masks
+cover every base cell once.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,6 @@ class BudgetPlan:
         k: splits made, each adding three patches.
         alpha: fraction of the base grid asked for.
         actual: `base_tokens + 3 k`, the patches that come out.
-        max_language_tokens: the most language tokens that any image can need under this plan.
     """
 
     base_small_tokens: int
@@ -42,7 +42,6 @@ class BudgetPlan:
     k: int
     alpha: float
     actual: int
-    max_language_tokens: int
 
     def info(self) -> dict[str, int | float]:
         """The founding documents' `last_budget_info` dictionary."""
@@ -50,7 +49,9 @@ class BudgetPlan:
         return {key: getattr(self, key) for key in keys}
 
 
-def plan_budget(grid: tuple[int, int], alpha: float, num_scales: int = 3, complete: Sequence[int] | None = None) -> BudgetPlan:
+def plan_budget(
+    grid: tuple[int, int], alpha: float, num_scales: int = 3, complete: Sequence[int] | None = None
+) -> BudgetPlan:
     """The arithmetic of the `budget` rule on an `(h, w)` base grid.
 
     Args:
@@ -71,10 +72,7 @@ def plan_budget(grid: tuple[int, int], alpha: float, num_scales: int = 3, comple
     base_tokens = h * w - 3 * candidates  # each whole cell stands in for four of the next finer scale
     budget = round(alpha * h * w)
     k = min(max(0, (budget - base_tokens) // 3), candidates)
-    # Splitting a 56-px cell adds three language tokens, splitting a 28-px cell none (its four patches merge again).
-    coarse_tokens = (h * w) // 4 - 3 * sum(complete[1:])
-    max_language_tokens = coarse_tokens + 3 * min(k, sum(complete[1:]))
-    return BudgetPlan(h * w, base_tokens, budget, k, alpha, base_tokens + 3 * k, max_language_tokens)
+    return BudgetPlan(h * w, base_tokens, budget, k, alpha, base_tokens + 3 * k)
 
 
 def check_alpha(method: str, alpha: float) -> None:
@@ -87,7 +85,8 @@ def check_alpha(method: str, alpha: float) -> None:
         raise TypeError(f"alpha is a number, got {alpha!r} of type {type(alpha).__name__}")
     if method == "budget" and not 0 <= alpha <= 1:
         raise ValueError(
-            f"alpha={alpha} with 'budget': expected 0 <= alpha <= 1, the fraction of the full-resolution patches to keep"
+            f"alpha={alpha} with 'budget': expected 0 <= alpha <= 1, the fraction of the full-resolution patches to "
+            "keep"
         )
     if method == "v2" and not (math.isfinite(alpha) and alpha >= 0):
         raise ValueError(
@@ -113,11 +112,15 @@ def check_thresholds(thresholds: Sequence[float], num_scales: int) -> list[float
             "of each coarse scale from the finest up ([28 px, 56 px] for Qwen2-VL)"
         )
     if any(math.isnan(value) for value in thresholds):
-        raise ValueError(f"thresholds={list(thresholds)} holds NaN; expected numbers in the unit of the importance map")
+        raise ValueError(
+            f"thresholds={list(thresholds)} holds NaN; expected numbers in the unit of the importance map"
+        )
     return [float(value) for value in thresholds]
 
 
-def select_patches_by_threshold(importance_maps: Mapping[int, Tensor], thresholds: Sequence[float]) -> dict[int, Tensor]:
+def select_patches_by_threshold(
+    importance_maps: Mapping[int, Tensor], thresholds: Sequence[float]
+) -> dict[int, Tensor]:
     """Rule `v1`: a cell is kept whole where its importance is below its scale's threshold, largest cells first.
 
     Args:
@@ -175,8 +178,8 @@ def select_patches_by_budget(
     plan = plan_of_maps(importance_maps, alpha)
     if plan.budget < plan.base_tokens:
         warnings.warn(
-            f"alpha={alpha} asks for {plan.budget} of {plan.base_small_tokens} patches, but the coarsest tiling already "
-            f"has {plan.base_tokens}; using that. The smallest alpha that can be met is "
+            f"alpha={alpha} asks for {plan.budget} of {plan.base_small_tokens} patches, but the coarsest tiling "
+            f"already has {plan.base_tokens}; using that. The smallest alpha that can be met is "
             f"{math.ceil(plan.base_tokens / plan.base_small_tokens * 1e4) / 1e4}",
             stacklevel=2,
         )
@@ -204,7 +207,7 @@ def _split_scores(maps: Mapping[int, Tensor], sides: Sequence[int], coarse_score
     """`{side: (b, rows, cols)}` float64 score of splitting each coarse cell; −inf where it is split anyway."""
     scores: dict[int, Tensor] = {}
     mean = maps[sides[0]].double()
-    for finer, side in zip(sides, sides[1:], strict=False):
+    for finer, side in itertools.pairwise(sides):
         mean = _four_children(mean, maps[side].shape).sum(0) / 4
         own = maps[side].double() if coarse_scores else mean
         if finer in scores:

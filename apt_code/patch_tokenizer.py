@@ -62,8 +62,8 @@ class PatchTokenizer(nn.Module):
             map's own ([3, 2] bits for entropy).
         mean, std: per channel, of images scaled to [0, 1]. Given both, patches come out as `(x / 255 − mean) / std`;
             given neither, in the images' own values.
-        patch_selection_method: `'v1'` (fixed thresholds), `'v2'` (one threshold, alpha × mean importance: larger alpha,
-            fewer patches) or `'budget'` (alpha is the fraction of patches to keep).
+        patch_selection_method: `'v1'` (fixed thresholds), `'v2'` (one threshold, alpha × mean importance: larger
+            alpha, fewer patches) or `'budget'` (alpha is the fraction of patches to keep).
         alpha: finite and ≥ 0 for `v2`, in [0, 1] for `budget`; `v1` ignores it.
         importance_method: `'entropy'`, `'laplacian'` or `'upsample_mse'`.
         num_prefix_tokens: class tokens in front of each image's patches; Qwen2-VL has none.
@@ -106,7 +106,9 @@ class PatchTokenizer(nn.Module):
         self.image_size = tuple(image_size) if image_size is not None else None
         self.importance_method = importance_method
         method = IMPORTANCE_METHODS[importance_method]
-        self.thresholds = check_thresholds(method.thresholds(num_scales) if thresholds is None else thresholds, num_scales)
+        self.thresholds = check_thresholds(
+            method.thresholds(num_scales) if thresholds is None else thresholds, num_scales
+        )
         self.mean, self.std = mean, std
         self.patch_selection_method = self._check_method(patch_selection_method, alpha)
         self.alpha = alpha

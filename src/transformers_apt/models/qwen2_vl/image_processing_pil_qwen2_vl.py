@@ -1,0 +1,74 @@
+"""Overlay of `transformers.models.qwen2_vl.image_processing_pil_qwen2_vl` (the PIL backend)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_processing_utils import BatchFeature
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as upstream_module
+
+from transformers_apt.models.qwen2_vl import selection
+from transformers_apt.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+from transformers_apt.overlay import Overlay, overrides
+
+
+class Qwen2VLImageProcessorKwargs(upstream_module.Qwen2VLImageProcessorKwargs, selection.SelectionKwargs, total=False):  # type: ignore[misc]
+    """Upstream's arguments and the selection settings."""
+
+
+class Qwen2VLImageProcessorPil(Overlay):
+    """Modifications: the torchvision backend's, over numpy arrays."""
+
+    target = "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl:Qwen2VLImageProcessorPil"
+
+    valid_kwargs = Qwen2VLImageProcessorKwargs
+    patch_selection_method = selection.DEFAULTS["patch_selection_method"]
+    alpha = selection.DEFAULTS["alpha"]
+    importance_method = selection.DEFAULTS["importance_method"]
+    thresholds = selection.DEFAULTS["thresholds"]
+    last_budget_info = selection.last_budget_info
+    _standardize_kwargs = Qwen2VLImageProcessor._standardize_kwargs
+
+    @overrides(
+        "images", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
+        "image_std", "patch_size", "temporal_patch_size", "merge_size", "return_tensors",
+    )  # fmt: skip
+    def _preprocess(
+        upstream: Any,
+        self: Any,
+        images: list[np.ndarray],
+        **kwargs: Any,
+    ) -> BatchFeature:
+        settings = selection.take_selection(self, kwargs)
+        if settings["patch_selection_method"] == selection.OFF:
+            selection.remember_budget_info(self, [None] * len(images))
+            return upstream(self, images, **kwargs)
+
+        patch_size, merge_size = kwargs["patch_size"], kwargs["merge_size"]
+        grey_scale = selection.grey_scale_of(kwargs["do_rescale"], kwargs["rescale_factor"])
+        rows, layouts, infos = [], [], []
+        for image in images:
+            if kwargs["do_resize"]:
+                image = self.resize(
+                    image, size=kwargs["size"], resample=kwargs["resample"], factor=patch_size * merge_size
+                )
+            pixels = torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0)
+            patches, layout, info = selection.select_and_pack(pixels, settings, patch_size, merge_size, grey_scale)
+            # The backend's rescale and normalize take one (c, height, width) image: stack the patches into a column.
+            column = patches.transpose(0, 1).flatten(1, 2).numpy()  # (n, c, p, p) -> (c, n·p, p)
+            if kwargs["do_rescale"]:
+                column = self.rescale(column, kwargs["rescale_factor"])
+            if kwargs["do_normalize"]:
+                column = self.normalize(column, kwargs["image_mean"], kwargs["image_std"])
+            patches = torch.from_numpy(column).unflatten(1, (-1, patch_size)).transpose(0, 1)
+            rows.append(selection.as_rows(patches.float(), kwargs["temporal_patch_size"]))
+            layouts += layout
+            infos += info
+
+        selection.remember_budget_info(self, infos)
+        data = {
+            "pixel_values": torch.cat(rows).numpy(),
+            "image_grid_thw": np.array([[1, *layout.grid] for layout in layouts], dtype=np.int64),
+            selection.LAYOUT_KEY: selection.pack_layouts(layouts).numpy(),
+        }
+        return BatchFeature(data=data, tensor_type=kwargs["return_tensors"])

@@ -1,0 +1,262 @@
+"""Overlay of `transformers.models.qwen2_vl.modeling_qwen2_vl`: the tower and M-RoPE read mixed-scale patches.
+
+Axis legend: `n` patches of all images, `t` language tokens, `d` width of the tower.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import (
+    accepts_precomputed_kwargs,
+    can_return_tuple,
+    get_max_seqlen,
+    merge_with_config_defaults,
+)
+from transformers.utils.output_capturing import capture_outputs
+
+from apt_code.patch_layout import InvalidLayoutError, PatchLayout
+from transformers_apt.overlay import Overlay, overrides
+
+
+class MixedScaleGrid(tuple[int, int, int]):
+    """A row `(t, h, w)` of `image_grid_thw` that knows its image's layout.
+
+    Upstream's `get_rope_index` walks the rows of `image_grid_thw` and asks `get_vision_position_ids` for the
+    positions of each: this is how the layout travels between the two.
+    """
+
+    layout: PatchLayout
+
+    @classmethod
+    def of(cls, layout: PatchLayout) -> "MixedScaleGrid":
+        """The row of one image."""
+        grid = cls((1, *layout.grid))
+        grid.layout = layout
+        return grid
+
+
+def unpack(
+    image_patch_layout: torch.Tensor, image_grid_thw: torch.Tensor | None, pixel_values: torch.Tensor | None = None
+) -> list[PatchLayout]:
+    """One checked layout per image.
+
+    Raises:
+        InvalidLayoutError: the layouts do not tile the grids, or are not those of these pixels.
+    """
+    if image_grid_thw is None:
+        raise InvalidLayoutError("image_patch_layout without image_grid_thw; pass everything the processor returned")
+    if not isinstance(image_patch_layout, torch.Tensor):
+        raise InvalidLayoutError(
+            f"image_patch_layout is a {type(image_patch_layout).__name__}, expected an int64 tensor of shape "
+            "(num_patches, 3); call the processor with return_tensors='pt'"
+        )
+    if pixel_values is not None and len(pixel_values) != len(image_patch_layout):
+        raise InvalidLayoutError(
+            f"pixel_values has {len(pixel_values)} rows and image_patch_layout {len(image_patch_layout)}, expected "
+            "one row per patch in both; pass the two that came from the same processor call"
+        )
+    return PatchLayout.unpack(image_patch_layout, image_grid_thw)
+
+
+@merge_with_config_defaults
+@capture_outputs
+def mixed_scale_tower(
+    self: Any, hidden_states: torch.Tensor, grid_thw: torch.Tensor, layouts: list[PatchLayout], **kwargs: Any
+) -> BaseModelOutputWithPooling:
+    """Upstream's tower, with each patch at its own centre and coarse rows repeated in front of the merger.
+
+    `hidden_states (n, c·t·p·p)` -> `last_hidden_state (n, d)`, `pooler_output (t, hidden_size)`
+    """
+    hidden_states = self.patch_embed(hidden_states)
+    device = hidden_states.device
+    centres = torch.cat([layout.centres for layout in layouts]).to(device)
+    position_embeddings = self.rotary_pos_emb(hidden_states, centres)
+    # one attention segment per image
+    lengths = torch.tensor([layout.num_patches for layout in layouts], dtype=torch.int32)
+    cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    max_seqlen = get_max_seqlen(cu_seqlens, self.config)
+    cu_seqlens = cu_seqlens.to(device)
+    for block in self.blocks:
+        hidden_states = block(
+            hidden_states,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            position_embeddings=position_embeddings,
+            **kwargs,
+        )
+    starts = F.pad(lengths.cumsum(0), (1, 0)).tolist()
+    index = torch.cat([layout.merger_index + start for layout, start in zip(layouts, starts, strict=False)])
+    merged = self.merger(hidden_states[index.to(device)])
+    return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=merged)
+
+
+class Qwen2VisionTransformerPretrainedModel(Overlay):
+    """Modifications:
+
+    - `forward` takes `patch_layout`, the concatenated layouts, and then runs `mixed_scale_tower`.
+    """
+
+    target = "transformers.models.qwen2_vl.modeling_qwen2_vl:Qwen2VisionTransformerPretrainedModel"
+
+    @overrides("hidden_states", "grid_thw")
+    def forward(
+        upstream: Any,
+        self: Any,
+        hidden_states: torch.Tensor,
+        grid_thw: torch.Tensor,
+        *,
+        patch_layout: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if patch_layout is None:
+            return upstream(self, hidden_states, grid_thw, **kwargs)
+        return mixed_scale_tower(
+            self, hidden_states, grid_thw, unpack(patch_layout, grid_thw, hidden_states), **kwargs
+        )
+
+
+@accepts_precomputed_kwargs(modality="image")
+@can_return_tuple
+def mixed_scale_image_features(
+    self: Any, pixel_values: torch.Tensor, image_grid_thw: Any, image_patch_layout: torch.Tensor, **kwargs: Any
+) -> Any:
+    """Upstream's `get_image_features` for a mixed-scale sequence: `pooler_output` holds one tensor per image."""
+    layouts = unpack(image_patch_layout, image_grid_thw, pixel_values)
+    pixel_values = pixel_values.type(self.visual.dtype)
+    outputs = self.visual(pixel_values, grid_thw=image_grid_thw, patch_layout=image_patch_layout, **kwargs)
+    tokens = [layout.num_language_tokens for layout in layouts]
+    outputs.pooler_output = torch.split(outputs.pooler_output, tokens)
+    return outputs
+
+
+class Qwen2VLModel(Overlay):
+    """Modifications:
+
+    - `get_image_features` takes `image_patch_layout` (`generate` reads its signature) and hands it to the tower;
+      without it, pixels that are not one row per cell of the grid are refused instead of being read at wrong places;
+    - `get_rope_index` and `get_vision_position_ids` place each language token at its top-left 28-px cell;
+    - `forward` takes `image_patch_layout` and computes position ids from it where upstream would from the grid.
+    """
+
+    target = "transformers.models.qwen2_vl.modeling_qwen2_vl:Qwen2VLModel"
+
+    @overrides("pixel_values", "image_grid_thw")
+    def get_image_features(
+        upstream: Any,
+        self: Any,
+        pixel_values: torch.Tensor,
+        image_grid_thw: torch.Tensor | None = None,
+        *,
+        image_patch_layout: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if image_patch_layout is not None:
+            return mixed_scale_image_features(self, pixel_values, image_grid_thw, image_patch_layout, **kwargs)
+        if image_grid_thw is not None and not torch.compiler.is_compiling():
+            expected = int(image_grid_thw.prod(-1).sum())
+            if len(pixel_values) != expected:
+                raise InvalidLayoutError(
+                    f"pixel_values has {len(pixel_values)} rows but image_grid_thw {image_grid_thw.tolist()} has "
+                    f"{expected} patches and there is no image_patch_layout; pass everything the processor returned, "
+                    "or preprocess with patch_selection_method='off'"
+                )
+        return upstream(self, pixel_values, image_grid_thw, **kwargs)
+
+    @overrides("start_position", "grid_thw", "device")
+    def get_vision_position_ids(
+        upstream: Any, self: Any, start_position: int, grid_thw: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        if not isinstance(grid_thw, MixedScaleGrid):
+            return upstream(self, start_position, grid_thw, *args, **kwargs)
+        cells = grid_thw.layout.language_cells  # (t, 2)
+        positions = torch.cat([torch.zeros_like(cells[:, :1]), cells], dim=1).T  # (3, t): temporal, height, width
+        return positions.to(kwargs.get("device")) + start_position
+
+    @overrides("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    def get_rope_index(
+        upstream: Any,
+        self: Any,
+        input_ids: torch.Tensor,
+        mm_token_type_ids: torch.Tensor,
+        image_grid_thw: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        image_patch_layout: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if image_patch_layout is None:
+            return upstream(
+                self, input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw, attention_mask, **kwargs
+            )
+        layouts = unpack(image_patch_layout, image_grid_thw)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        expected = sum(layout.num_language_tokens for layout in layouts)
+        found = int(((mm_token_type_ids == 1) & mask.bool()).sum())
+        if found != expected:
+            raise InvalidLayoutError(
+                f"the prompt has {found} image placeholders but image_patch_layout makes {expected} language tokens; "
+                "pass the input_ids and the image_patch_layout of the same processor call"
+            )
+        grids = [MixedScaleGrid.of(layout) for layout in layouts]
+        position_ids, deltas = upstream(
+            self, input_ids, mm_token_type_ids, grids, video_grid_thw, attention_mask, **kwargs
+        )
+        return position_ids, deltas + _missing_tail(mm_token_type_ids, mask, layouts)
+
+    @overrides("input_ids", "position_ids", "image_grid_thw", "video_grid_thw", "attention_mask", "past_key_values",
+               "mm_token_type_ids")  # fmt: skip
+    def forward(
+        upstream: Any, self: Any, *args: Any, image_patch_layout: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        if image_patch_layout is None:
+            return upstream(self, *args, **kwargs)
+        given = inspect.signature(upstream).bind_partial(self, *args, **kwargs).arguments
+        given.update(given.pop("kwargs", {}))
+        past = given.get("past_key_values")
+        starts_anew = self.rope_deltas is None or past is None or past.get_seq_length() == 0
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw")
+        if given.get("position_ids") is None and starts_anew and all(given.get(name) is not None for name in names):
+            given["position_ids"], self.rope_deltas = self.get_rope_index(
+                **{name: given[name] for name in names},
+                video_grid_thw=given.get("video_grid_thw"),
+                attention_mask=given.get("attention_mask"),
+                image_patch_layout=image_patch_layout,
+            )
+        del given["self"]
+        return upstream(self, **given, image_patch_layout=image_patch_layout)
+
+
+def _missing_tail(mm_token_type_ids: torch.Tensor, mask: torch.Tensor, layouts: list[PatchLayout]) -> torch.Tensor:
+    """`(batch, 1)` what a prompt that *ends* in an image lacks to continue at upstream's position.
+
+    Upstream continues after the largest position seen. A coarse last row starts above the grid's last cell, so that
+    would be too early.
+    """
+    tails, image = [], -1
+    for types, kept in zip(mm_token_type_ids, mask.bool(), strict=True):
+        is_image = torch.cat([torch.zeros(1, dtype=torch.bool), (types[kept] == 1).cpu()])
+        image += int((is_image[1:] & ~is_image[:-1]).sum())
+        last = layouts[image] if bool(is_image[-1]) else None
+        tails.append(0 if last is None else last.next_position - 1 - int(last.language_cells.max()))
+    return torch.tensor(tails, device=mm_token_type_ids.device).unsqueeze(1)
+
+
+class Qwen2VLForConditionalGeneration(Overlay):
+    """Modifications:
+
+    - `forward` names `image_patch_layout`, which `generate` demands of every input, and passes it on.
+    """
+
+    target = "transformers.models.qwen2_vl.modeling_qwen2_vl:Qwen2VLForConditionalGeneration"
+
+    @overrides()
+    def forward(
+        upstream: Any, self: Any, *args: Any, image_patch_layout: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        if image_patch_layout is not None:
+            kwargs["image_patch_layout"] = image_patch_layout
+        return upstream(self, *args, **kwargs)

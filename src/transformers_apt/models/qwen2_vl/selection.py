@@ -1,0 +1,177 @@
+"""The selection settings that the two image processors share: their defaults, their checks and their use.
+
+Axis legend: `b` images of one shape, `n` patches, `c` channels, `p` patch side in pixels.
+"""
+
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from apt_code.entropy_utils import IMPORTANCE_METHODS
+from apt_code.patch_layout import MERGE_SIZE, PatchLayout
+from apt_code.patch_packing import pack_patches
+from apt_code.patch_selection import SELECTION_METHODS, check_alpha, check_thresholds
+from apt_code.patch_tokenizer import PatchTokenizer
+
+logger = logging.get_logger("transformers.models.qwen2_vl.adaptive_patches")
+
+OFF = "off"
+"""The method that leaves upstream's preprocessing as it is, bit for bit."""
+
+NUM_SCALES = 3
+"""14, 28 and 56 px."""
+
+LAYOUT_KEY = "image_patch_layout"
+
+DEFAULTS: Mapping[str, Any] = {
+    "patch_selection_method": "v1",
+    "alpha": 1.0,
+    "importance_method": "entropy",
+    "thresholds": None,
+}
+
+
+FIRST_USE_NOTICE = (
+    "Adaptive patches are on for Qwen2-VL: plain regions of an image become 28- and 56-px patches, which saves tokens "
+    "and can lose fine detail. To turn this off: images_kwargs={'patch_selection_method': 'off'} for a call, "
+    "processor.image_processor.patch_selection_method = 'off' for a processor, or the environment variable "
+    "TRANSFORMERS_APT=0 for a process. (This notice appears once.)"
+)
+
+
+class SelectionKwargs(TypedDict, total=False):
+    r"""
+    patch_selection_method (`str`, *optional*, defaults to `"v1"`):
+        How patches are selected: `"v1"` (fixed thresholds), `"v2"` (threshold alpha × mean importance), `"budget"`
+        (a fraction alpha of the patches) or `"off"` (upstream).
+    alpha (`float`, *optional*, defaults to 1.0):
+        For `"budget"` the fraction of full-resolution patches to keep, 0 to 1. For `"v2"` the multiple of the mean
+        importance, 0 or more: larger gives fewer patches. `"v1"` and `"off"` ignore it.
+    importance_method (`str`, *optional*, defaults to `"entropy"`):
+        What is at stake in a cell: `"entropy"`, `"laplacian"` or `"upsample_mse"`.
+    thresholds (`list[float]`, *optional*):
+        For `"v1"`: cells of 28 and of 56 px with less importance than this stay whole, `[28 px, 56 px]`, in the unit
+        of the importance map. Defaults to the map's own, `[3, 2]` bits for entropy.
+    """
+
+    patch_selection_method: str | None
+    alpha: float | int | None
+    importance_method: str | None
+    thresholds: list[float | int] | tuple[float | int, ...] | None
+
+
+def check_selection(
+    patch_selection_method: str | None = None,
+    alpha: float | None = None,
+    importance_method: str | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> None:
+    """Refuse settings that cannot be used; `None` stands for "not given".
+
+    Raises:
+        TypeError, ValueError: with the value, what was expected and what to do.
+    """
+    methods = [*SELECTION_METHODS, OFF]
+    if patch_selection_method is not None and patch_selection_method not in methods:
+        raise ValueError(f"patch_selection_method={patch_selection_method!r}: expected one of {methods}")
+    if importance_method is not None and importance_method not in IMPORTANCE_METHODS:
+        raise ValueError(f"importance_method={importance_method!r}: expected one of {sorted(IMPORTANCE_METHODS)}")
+    if alpha is not None:
+        check_alpha(patch_selection_method or DEFAULTS["patch_selection_method"], alpha)
+    if thresholds is not None:
+        check_thresholds(thresholds, NUM_SCALES)
+
+
+def take_selection(image_processor: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings out of a call's arguments; what it left out is the processor's attribute or the default."""
+    settings = {}
+    for name, default in DEFAULTS.items():
+        candidates = (kwargs.pop(name, None), getattr(image_processor, name, None), default)
+        settings[name] = next((value for value in candidates if value is not None), None)
+    check_selection(**settings)
+    return settings
+
+
+def select_and_pack(
+    images: Tensor, settings: Mapping[str, Any], patch_size: int, merge_size: int, grey_scale: float
+) -> tuple[Tensor, list[PatchLayout], list[dict[str, Any] | None]]:
+    """Choose and cut the patches of a batch of resized, not yet rescaled images.
+
+    Args:
+        images: `(b, c, H, W)`, pixels as the backend has them after resizing.
+        settings: as `take_selection` returns them.
+        patch_size, merge_size: of the image processor.
+        grey_scale: what a floating-point pixel is multiplied by to be a grey level in [0, 255]; integer pixels are
+            grey levels already.
+
+    Returns:
+        `(patches (n, c, p, p) float32 in the images' own values, one layout per image, one budget info per image)`
+
+    Raises:
+        ValueError: another merge size than Qwen2-VL's, or an image that is not made of whole merge cells.
+    """
+    if merge_size != MERGE_SIZE:
+        raise ValueError(
+            f"merge_size={merge_size} with adaptive patches: expected {MERGE_SIZE}, Qwen2-VL's; "
+            f"or pass patch_selection_method={OFF!r}"
+        )
+    height, width = images.shape[-2:]
+    if height % (patch_size * merge_size) or width % (patch_size * merge_size):
+        raise ValueError(
+            f"an image of {height}×{width} px: expected sides that are multiples of {patch_size * merge_size} "
+            "(patch_size × merge_size); leave do_resize on, or resize the image so"
+        )
+    logger.warning_once(FIRST_USE_NOTICE)
+    tokenizer = PatchTokenizer(num_scales=NUM_SCALES, base_patch_size=patch_size, **settings)
+    grey = images * grey_scale if images.is_floating_point() and grey_scale != 1 else images
+    layouts = tokenizer.select_layouts(grey)
+    return pack_patches(images, layouts, patch_size), layouts, [tokenizer.last_budget_info] * len(layouts)
+
+
+def grey_scale_of(do_rescale: bool, rescale_factor: float) -> float:
+    """Multiplier from floating-point pixels to grey levels: rescaled pixels are meant to be in [0, 1]."""
+    return round(rescale_factor * 255, 9) if do_rescale else 255.0
+
+
+class _LastBudgetInfo(threading.local):
+    """Per thread, what each image processor's last call did; kept outside the processor so that it is never saved."""
+
+    def __init__(self) -> None:
+        self.by_processor: weakref.WeakKeyDictionary[Any, list[dict[str, Any] | None]] = weakref.WeakKeyDictionary()
+
+
+_last_budget_info = _LastBudgetInfo()
+
+
+def remember_budget_info(image_processor: Any, infos: list[dict[str, Any] | None]) -> None:
+    """Keep the budget infos of this thread's call, in image order, for `last_budget_info`."""
+    _last_budget_info.by_processor[image_processor] = infos
+
+
+@property  # type: ignore[misc]
+def last_budget_info(self: Any) -> list[dict[str, Any] | None] | None:
+    """One dictionary per image of this thread's last call of this processor, or `None` before the first.
+
+    Keys: `base_tokens`, `base_small_tokens`, `budget`, `k`, `alpha`, `actual`, as
+    `apt_code.PatchTokenizer.last_budget_info`. An entry is `None` where the method was not `"budget"`.
+    """
+    return _last_budget_info.by_processor.get(self)
+
+
+def as_rows(patches: Tensor, temporal_patch_size: int) -> Tensor:
+    """Patches to `pixel_values` rows, as upstream lays them out: a still image fills every frame of its patch.
+
+    `(n, c, p, p)` -> `(n, c·t·p·p)`
+    """
+    frames = patches.unsqueeze(2).expand(-1, -1, temporal_patch_size, -1, -1)
+    return frames.reshape(len(patches), -1)
+
+
+def pack_layouts(layouts: Sequence[PatchLayout]) -> Tensor:
+    """The `image_patch_layout` of a call: `(num_patches, 3)` int64."""
+    return torch.cat([layout.patches for layout in layouts])
