@@ -82,6 +82,17 @@ def test_calls_once_after_the_outermost_of_nested_imports(startup, package):
     assert calls.count == 1
 
 
+def test_waits_for_companions_but_not_because_of_them(startup, package):
+    package(companion_a="COMPLETE = 1", companion_b="from madeup import target\nCOMPLETE = 1", target="COMPLETE = 1")
+    calls = Calls()
+    sys.meta_path.insert(0, startup.PostImportFinder({"madeup.target"}, calls, together_with="madeup.companion_"))
+    importlib.import_module("madeup.companion_a")
+    assert calls.count == 0
+    importlib.import_module("madeup.companion_b")
+    assert calls.count == 1
+    assert calls.complete == {"madeup.companion_a", "madeup.companion_b", "madeup.target"}
+
+
 def test_a_callback_that_imports_the_other_targets_is_not_called_again(startup, package):
     package(first="COMPLETE = 1", second="COMPLETE = 1")
     calls = []
@@ -217,6 +228,21 @@ def test_a_callback_that_is_not_done_is_called_after_the_next_target(startup, pa
     assert calls.count == 2 and finder not in sys.meta_path
 
 
+def test_a_callback_that_takes_the_finder_off_but_is_not_done(startup, package):
+    package(first="COMPLETE = 1", second="COMPLETE = 1")
+    answers = [True, False]
+
+    def callback() -> bool:
+        startup.uninstall()
+        return answers.pop()
+
+    finder = wait_for(startup, callback, "first", "second")
+    importlib.import_module("madeup.first")
+    assert finder in sys.meta_path
+    importlib.import_module("madeup.second")
+    assert finder not in sys.meta_path and not answers
+
+
 def test_threads_that_import_different_targets_at_once(startup, package):
     names = [f"part{i}" for i in range(8)]
     package(**{name: "import time\ntime.sleep(0.02)\nCOMPLETE = 1" for name in names})
@@ -286,6 +312,7 @@ def test_install_waits_once_and_uninstall_takes_it_back(startup, restored_meta_p
     startup.install()
     startup.install()
     assert len(waiting(startup)) == 1 and sys.meta_path[1:] == before
+    assert startup.is_waiting()
     startup.uninstall()
     assert sys.meta_path == before
 

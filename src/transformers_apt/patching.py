@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from transformers_apt import __version__
+from transformers_apt import __version__, startup
 from transformers_apt.overlay import MISSING, IncompatibleTransformersError, Overlay
 
 __all__ = ["IncompatibleTransformersError", "Status", "applied", "apply", "record_failure", "revert", "status"]
@@ -69,11 +69,17 @@ def apply() -> None:
         IncompatibleTransformersError: transformers is not a supported release, or a class or method that the overlays
             change is not as they expect. Nothing has been changed then.
     """
+    # The imports come first. They wake the start-up hook, which would call apply() again in the midst of this one; and
+    # they may wait for another thread's import, which must not in turn wait for our lock.
+    startup.uninstall()
+    _check_version()
+    overlays = _overlays()
+    for overlay in overlays:
+        overlay.resolve()
     with _patch.lock:
         if _patch.originals:
             return
-        _check_version()
-        changes = [change for overlay in _overlays() for change in overlay.changes()]
+        changes = [change for overlay in overlays for change in overlay.changes()]
         for target, name, value in changes:
             _patch.originals.append((target, name, target.__dict__.get(name, MISSING)))
             setattr(target, name, value)
@@ -81,7 +87,11 @@ def apply() -> None:
 
 
 def revert() -> None:
-    """Give upstream's classes back the members they had, the very same objects. Does nothing if the patch is off."""
+    """Give upstream's classes back the members they had, the very same objects. Does nothing if the patch is off.
+
+    Called before transformers' Qwen2-VL modules are imported, it stops the start-up hook from patching them.
+    """
+    startup.uninstall()
     with _patch.lock:
         while _patch.originals:
             target, name, original = _patch.originals.pop()
@@ -93,8 +103,8 @@ def revert() -> None:
 
 @contextmanager
 def applied() -> Iterator[None]:
-    """The patch is on inside the block, and afterwards what it was before."""
-    was_on = status().active
+    """The patch is on inside the block, and afterwards what it was before (about to come on counts as on)."""
+    was_on = status().active or startup.is_waiting()
     apply()
     try:
         yield

@@ -34,9 +34,9 @@ TARGETS = frozenset(
 
 def install() -> None:
     """Wait for the first target module; do nothing when switched off or when already waiting."""
-    if is_switched_off() or any(isinstance(finder, PostImportFinder) for finder in sys.meta_path):
+    if is_switched_off() or is_waiting():
         return
-    finder = PostImportFinder(TARGETS, switch_on)
+    finder = PostImportFinder(TARGETS, switch_on, together_with="transformers_apt.")
     sys.meta_path.insert(0, finder)
     finder.fire_if_imported()  # in a notebook, say, that imported transformers before it called this
 
@@ -44,6 +44,10 @@ def install() -> None:
 def uninstall() -> None:
     """Stop waiting: later imports of transformers stay as upstream made them. What is already patched stays so."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, PostImportFinder)]
+
+
+def is_waiting() -> bool:
+    return any(isinstance(finder, PostImportFinder) for finder in sys.meta_path)
 
 
 def is_switched_off() -> bool:
@@ -96,24 +100,32 @@ def _report(error: Exception) -> None:
 
 
 class PostImportFinder:
-    """Calls `callback` when the outermost import of one of `targets` has finished, then leaves `sys.meta_path`.
+    """Calls `callback` when one of `targets` has been imported, then leaves `sys.meta_path`.
 
-    Outermost, because target modules import each other: until the last one under way is complete, `callback` would
-    see half-executed modules. The callback returns whether it is done; if not, the next target gives it another try.
+    It waits for the outermost import to finish, because targets import each other, and the modules whose names start
+    with `together_with` import targets: until the last one under way is complete, `callback` would see half-executed
+    modules. The callback returns whether it is done; if not, the next import gives it another try.
     """
 
-    def __init__(self, targets: "Collection[str]", callback: "Callable[[], bool]") -> None:
+    def __init__(
+        self, targets: "Collection[str]", callback: "Callable[[], bool]", together_with: "str | None" = None
+    ) -> None:
         self.targets = targets
         self.callback = callback
+        self.together_with = together_with
         self._lock = _thread.allocate_lock()
+        self._pending = False  # a target is there, and the callback has not dealt with it
         self._busy = False  # the callback runs, or is done
-        self._executing = 0  # target modules being executed now, in all threads
+        self._executing = 0  # watched modules being executed now, in all threads
         self._looking: set[tuple[int, str]] = set()
+
+    def watches(self, fullname: str) -> bool:
+        return fullname in self.targets or (self.together_with is not None and fullname.startswith(self.together_with))
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        if fullname not in self.targets:
+        if not self.watches(fullname):
             return None
         # A finder further down may ask the whole of sys.meta_path again, and so come back here.
         question = (_thread.get_ident(), fullname)
@@ -157,17 +169,20 @@ class PostImportFinder:
         with self._lock:
             self._executing += 1
 
-    def end(self, succeeded: bool) -> None:
+    def end(self, fullname: str, succeeded: bool) -> None:
         with self._lock:
             self._executing -= 1
-            if not succeeded or self._executing or self._busy:
+            self._pending = self._pending or (succeeded and fullname in self.targets)
+            if not succeeded or not self._pending or self._executing or self._busy:
                 return
             self._busy = True
         self._fire()
 
     def fire_if_imported(self) -> None:
         modules = [sys.modules[name] for name in self.targets if name in sys.modules]
-        if not modules or any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules):
+        if not modules or any(
+            getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules
+        ):
             return
         with self._lock:
             if self._executing or self._busy:
@@ -181,15 +196,15 @@ class PostImportFinder:
         try:
             done = self.callback()
         finally:
-            if done:
-                if self in sys.meta_path:
-                    sys.meta_path.remove(self)
-            else:
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            if not done:
+                sys.meta_path.insert(0, self)  # the callback may have taken it off
                 self._busy = False
 
 
 class _WatchedExec:
-    """`exec_module` of one loader, which tells the finder when a target begins and ends."""
+    """`exec_module` of one loader, which tells the finder when a watched module begins and ends."""
 
     def __init__(self, finder: PostImportFinder, loader: "Any") -> None:
         self.finder = finder
@@ -197,7 +212,7 @@ class _WatchedExec:
         self.original = loader.exec_module
 
     def __call__(self, module: "ModuleType") -> None:
-        if module.__name__ not in self.finder.targets:
+        if not self.finder.watches(module.__name__):
             self.original(module)
             return
         self.finder.begin()
@@ -208,7 +223,7 @@ class _WatchedExec:
         finally:
             if getattr(self.loader, "__dict__", {}).get("exec_module") is self:
                 del self.loader.exec_module
-            self.finder.end(succeeded)
+            self.finder.end(module.__name__, succeeded)
 
 
 class _LoaderProxy:
