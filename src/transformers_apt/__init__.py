@@ -9,19 +9,33 @@ if TYPE_CHECKING:
     from typing import Any
 
     from transformers_apt.patching import IncompatibleTransformersError, applied, apply, revert, status
+    from transformers_apt.stats import image_layouts, patch_stats
 
 __version__ = "0.1.0"
 
-__all__ = ["IncompatibleTransformersError", "__version__", "applied", "apply", "revert", "status"]
+__all__ = [
+    "IncompatibleTransformersError",
+    "__version__",
+    "applied",
+    "apply",
+    "image_layouts",
+    "patch_stats",
+    "revert",
+    "status",
+]
 
-_FROM_PATCHING = ("IncompatibleTransformersError", "applied", "apply", "revert", "status")
+_HOMES = {
+    "patching": ("IncompatibleTransformersError", "applied", "apply", "revert", "status"),
+    "stats": ("image_layouts", "patch_stats"),
+}
 
 
 def __getattr__(name: str) -> "Any":
-    if name in _FROM_PATCHING:
-        from transformers_apt import patching
+    for module, names in _HOMES.items():
+        if name in names:
+            from importlib import import_module
 
-        return getattr(patching, name)
+            return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
 
 

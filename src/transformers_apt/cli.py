@@ -1,0 +1,102 @@
+"""The `transformers-apt` command."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Adaptive Patch Tokenization for Qwen2-VL in transformers.", no_args_is_help=True, add_completion=False
+)
+BAD_INPUT = 2
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app()
+
+
+def fail(message: object) -> typer.Exit:
+    """One line on stderr, and the exit code for bad input."""
+    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    return typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def status() -> None:
+    """Is the patch on, for which versions, and if not, why? Exit code 1 when it is off."""
+    from transformers_apt import patching, startup
+
+    try:
+        # what any program does that uses Qwen2-VL, and what the start-up hook waits for
+        from transformers.models.qwen2_vl import modeling_qwen2_vl  # noqa: F401
+    except ImportError as error:
+        patching.record_failure(error)
+    found = patching.status()
+    reason = found.reason
+    if not found.active and reason is None:
+        switched_off = f"the environment variable {startup.SWITCH}={os.environ.get(startup.SWITCH)} switches it off"
+        not_hooked = "the start-up hook is not installed in this environment; call transformers_apt.apply()"
+        reason = switched_off if startup.is_switched_off() else not_hooked
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("adaptive patches", "[green]on[/green]" if found.active else "[red]off[/red]")
+    if not found.active:
+        table.add_row("because", reason)
+    table.add_row("transformers-apt", found.package_version)
+    table.add_row("transformers", f"{found.transformers_version or 'not installed'} (supported: {found.supported})")
+    if found.active:
+        table.add_row("changed upstream", "\n".join(sorted({name.split(".")[0] for name in found.targets})))
+    Console().print(table)
+    raise typer.Exit(0 if found.active else 1)
+
+
+@app.command()
+def demo(
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The image to look at; default: a bundled photo.")] = None,
+    prompt: Annotated[str, typer.Option(help="What to ask about it.")] = "Describe this image.",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each setting, after a warm-up.")] = 5,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', …")] = "auto",
+    dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
+) -> None:
+    """Run one image through every method, and print tokens, times and answers next to upstream's."""
+    import torch
+    from huggingface_hub.errors import HFValidationError
+
+    import transformers_apt
+    from transformers_apt import demo as demonstration
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise fail(f"--dtype {dtype}: expected float32, bfloat16 or float16")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    console = Console()
+    try:
+        transformers_apt.apply()
+        photo = demonstration.load_photo(image)
+        checkpoint, processor = demonstration.load_checkpoint(model, device, dtype)
+    except (
+        OSError,
+        ValueError,
+        ModuleNotFoundError,
+        RuntimeError,
+        HFValidationError,
+        transformers_apt.IncompatibleTransformersError,
+    ) as error:
+        raise fail(error) from error
+    if model is None:
+        console.print(
+            "[yellow]No --model given: this is a small Qwen2-VL with random weights. Its counts and times are real, "
+            "its answers are noise.[/yellow]"
+        )
+    threads = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
+    console.print(f"{photo.width}×{photo.height} px, {platform.machine()} {device} ({threads}), {dtype}, {prompt!r}")
+    rows = demonstration.measure(checkpoint, processor, photo, prompt, max_new_tokens=max_new_tokens, repeats=repeats)
+    demonstration.show(console, rows)
