@@ -76,7 +76,7 @@ def _count_log_table(largest: int) -> Tensor:
 
 def compute_patch_entropy_batched(
     images: Tensor,
-    patch_size: int = 14,
+    patch_size: int = 16,
     num_scales: int = 3,
     bins: int = 512,
     pad_value: float = PAD_VALUE,
@@ -123,7 +123,7 @@ def compute_patch_entropy_batched(
 
 
 def compute_patch_laplacian_batched(
-    images: Tensor, patch_size: int = 14, num_scales: int = 3, pad_value: float = PAD_VALUE
+    images: Tensor, patch_size: int = 16, num_scales: int = 3, pad_value: float = PAD_VALUE
 ) -> dict[int, Tensor]:
     """Mean absolute response of the 4-neighbour Laplacian of the grey level, in grey levels, in [0, 1020].
 
@@ -146,7 +146,7 @@ def compute_patch_laplacian_batched(
 
 
 def compute_patch_upsample_mse_batched(
-    images: Tensor, patch_size: int = 14, num_scales: int = 3, pad_value: float = PAD_VALUE
+    images: Tensor, patch_size: int = 16, num_scales: int = 3, pad_value: float = PAD_VALUE
 ) -> dict[int, Tensor]:
     """What keeping a cell whole loses: mean squared error between it and its own coarse patch scaled back up.
 

@@ -118,52 +118,50 @@ def check_thresholds(thresholds: Sequence[float], num_scales: int) -> list[float
     return [float(value) for value in thresholds]
 
 
-def select_patches_by_threshold(
-    importance_maps: Mapping[int, Tensor], thresholds: Sequence[float]
-) -> dict[int, Tensor]:
+def select_patches_by_threshold(entropy_maps: Mapping[int, Tensor], thresholds: Sequence[float]) -> dict[int, Tensor]:
     """Rule `v1`: a cell is kept whole where its importance is below its scale's threshold, largest cells first.
 
     Args:
-        importance_maps: `{side: (b, rows, cols)}`.
+        entropy_maps: `{side: (b, rows, cols)}`, of any importance method (the name is the founding documents').
         thresholds: one per coarse scale, finest first; in the unit of the map. Higher keeps more cells whole.
 
     Returns:
         `{side: (b, rows, cols)}` float 0/1 masks of one tiling per image.
     """
-    sides = _check_maps(importance_maps)
+    sides = _check_maps(entropy_maps)
     values = check_thresholds(thresholds, len(sides))
-    below = {side: importance_maps[side] < value for side, value in zip(sides[1:], values, strict=True)}
-    return _tile(importance_maps, below)
+    below = {side: entropy_maps[side] < value for side, value in zip(sides[1:], values, strict=True)}
+    return _tile(entropy_maps, below)
 
 
-def select_patches_by_threshold_v2(importance_maps: Mapping[int, Tensor], alpha: float = 1.0) -> dict[int, Tensor]:
+def select_patches_by_threshold_v2(entropy_maps: Mapping[int, Tensor], alpha: float = 1.0) -> dict[int, Tensor]:
     """Rule `v2`: one threshold per image for all scales, `alpha × mean importance` of its complete coarsest cells.
 
     A larger alpha keeps more cells whole, so it gives *fewer* patches. An image too small for a complete cell of the
     coarsest scale uses the coarsest scale that has one. Masks as `select_patches_by_threshold`.
     """
     check_alpha("v2", alpha)
-    sides = _check_maps(importance_maps)
+    sides = _check_maps(entropy_maps)
     threshold: Tensor | None = None
     for side in reversed(sides[1:]):
-        complete = importance_maps[side] < PAD_VALUE
+        complete = entropy_maps[side] < PAD_VALUE
         if bool(complete[0].any()):
             # Fixed point keeps the mean independent of the order of summation, and so of the device.
-            fixed = torch.where(complete, importance_maps[side], 0.0).double().mul(2.0**32).round().long()
+            fixed = torch.where(complete, entropy_maps[side], 0.0).double().mul(2.0**32).round().long()
             mean = fixed.sum((1, 2)).double() / 2.0**32 / complete.sum((1, 2))
             threshold = (alpha * mean).view(-1, 1, 1)
             break
     below = {
-        side: importance_maps[side].double() < threshold
+        side: entropy_maps[side].double() < threshold
         if threshold is not None
-        else torch.zeros_like(importance_maps[side], dtype=torch.bool)
+        else torch.zeros_like(entropy_maps[side], dtype=torch.bool)
         for side in sides[1:]
     }
-    return _tile(importance_maps, below)
+    return _tile(entropy_maps, below)
 
 
 def select_patches_by_budget(
-    importance_maps: Mapping[int, Tensor], alpha: float = 1.0, coarse_scores: bool = False
+    entropy_maps: Mapping[int, Tensor], alpha: float = 1.0, coarse_scores: bool = False
 ) -> dict[int, Tensor]:
     """Rule `budget`: from the coarsest tiling, make the k best splits that `round(alpha · h · w)` patches allow.
 
@@ -174,8 +172,8 @@ def select_patches_by_budget(
     Warns:
         UserWarning: the budget is below the coarsest tiling, which is then used.
     """
-    sides = _check_maps(importance_maps)
-    plan = plan_of_maps(importance_maps, alpha)
+    sides = _check_maps(entropy_maps)
+    plan = plan_of_maps(entropy_maps, alpha)
     if plan.budget < plan.base_tokens:
         warnings.warn(
             f"alpha={alpha} asks for {plan.budget} of {plan.base_small_tokens} patches, but the coarsest tiling "
@@ -183,7 +181,7 @@ def select_patches_by_budget(
             f"{math.ceil(plan.base_tokens / plan.base_small_tokens * 1e4) / 1e4}",
             stacklevel=2,
         )
-    scores = _split_scores(importance_maps, sides, coarse_scores)
+    scores = _split_scores(entropy_maps, sides, coarse_scores)
     order = [scores[side].flatten(1) for side in reversed(sides[1:])]  # coarser first: the tie rule of a stable sort
     split: dict[int, Tensor] = {}
     if order:
@@ -192,7 +190,7 @@ def select_patches_by_budget(
         flags = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, chosen, True)
         parts = flags.split([part.shape[1] for part in order], dim=1)
         split = {side: part.view_as(scores[side]) for side, part in zip(reversed(sides[1:]), parts, strict=True)}
-    return _tile(importance_maps, {side: ~split[side] for side in sides[1:]})
+    return _tile(entropy_maps, {side: ~split[side] for side in sides[1:]})
 
 
 def plan_of_maps(importance_maps: Mapping[int, Tensor], alpha: float) -> BudgetPlan:

@@ -136,7 +136,7 @@ class PatchTokenizer(nn.Module):
 
     def construct_masks(
         self,
-        importance_maps: Mapping[int, Tensor],
+        batch_maps: Mapping[int, Tensor],
         patch_selection_method: str | None = None,
         alpha: float | None = None,
     ) -> tuple[dict[int, Tensor], Tensor, Tensor]:
@@ -145,7 +145,7 @@ class PatchTokenizer(nn.Module):
         Returns:
             `(masks, output_mask, seqlens)` as in `TokenizedImages`.
         """
-        masks = self._select(importance_maps, patch_selection_method, alpha)
+        masks = self._select(batch_maps, patch_selection_method, alpha)
         layouts = self.layouts_of(masks)
         output_mask, seqlens = self._marks(layouts)
         return masks, output_mask, seqlens

@@ -1,0 +1,51 @@
+"""`patch_stats` reads a processor's output alone."""
+
+import pytest
+import torch
+
+from apt_code.patch_layout import InvalidLayoutError
+from transformers_apt import image_layouts, patch_stats
+
+
+def test_stats_of_a_mixed_batch_agree_with_the_output(processor, photos):
+    inputs = processor.image_processor(photos, patch_selection_method="budget", alpha=0.3, return_tensors="pt")
+    stats = patch_stats(inputs)
+    infos = processor.image_processor.last_budget_info
+    assert [s["vision_patches"] for s in stats] == [info["actual"] for info in infos]
+    assert sum(s["vision_patches"] for s in stats) == len(inputs["pixel_values"])
+    for one, (_, h, w) in zip(stats, inputs["image_grid_thw"].tolist(), strict=True):
+        assert one["grid"] == (h, w)
+        assert sum(count * (side // 14) ** 2 for side, count in one["patches_by_px"].items()) == h * w
+        assert one["retention"] == one["vision_patches"] / (h * w)
+
+
+def test_language_tokens_are_the_placeholders(processor, prompt, half_plain):
+    inputs = processor(images=half_plain, text=prompt(), return_tensors="pt")
+    placeholders = int((inputs["input_ids"] == processor.image_token_id).sum())
+    assert patch_stats(inputs)[0]["language_tokens"] == placeholders
+
+
+def test_off_is_the_full_grid(processor, photos):
+    inputs = processor.image_processor(photos[0], patch_selection_method="off", return_tensors="pt")
+    (h, w) = inputs["image_grid_thw"][0, 1:].tolist()
+    (stats,) = patch_stats(inputs)
+    assert stats == {
+        "grid": (h, w),
+        "vision_patches": h * w,
+        "patches_by_px": {14: h * w},
+        "language_tokens": h * w // 4,
+        "retention": 1.0,
+    }
+
+
+def test_numpy_output_works_too(processor, photos):
+    assert patch_stats(processor.image_processor(photos[0], return_tensors="np")) == patch_stats(
+        processor.image_processor(photos[0], return_tensors="pt")
+    )
+
+
+def test_refusals(inputs):
+    with pytest.raises(KeyError, match="image_grid_thw"):
+        image_layouts({"input_ids": torch.zeros(1, 3)})
+    with pytest.raises(InvalidLayoutError, match="covers"):
+        image_layouts({**inputs, "image_grid_thw": torch.tensor([[1, 4, 4]])})
