@@ -87,8 +87,8 @@ def test_chat_template_has_the_system_turn_the_vision_marks_and_the_open_turn(pr
     text = processor.apply_chat_template(_messages("image", "video"), add_generation_prompt=True)
     assert text == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-        "<|vision_start|><|image_pad|><|vision_end|><|vision_start|><|video_pad|><|vision_end|>What is 407?<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|vision_start|><|image_pad|><|vision_end|><|vision_start|><|video_pad|><|vision_end|>"
+        "What is 407?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 

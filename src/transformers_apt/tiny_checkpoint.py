@@ -30,7 +30,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-#: Words of the chat template, one token each, so that an empty prompt stays short. A leading space belongs to the word.
+#: Words of the chat template, one token each: an empty prompt stays short. A leading space belongs to the word.
 CHAT_WORDS = ("system", "user", "assistant", "You", " are", " a", " helpful", " assistant")
 
 #: Behaves as Qwen2-VL's template: a system turn unless there is one, image and video placeholders inside their vision
@@ -68,7 +68,7 @@ CHAT_TEMPLATE = """\
 
 _VISION: dict[str, dict[str, int]] = {
     "test": {"embed_dim": 32, "depth": 2, "num_heads": 2},
-    "demo": {"embed_dim": 160, "depth": 5, "num_heads": 5},
+    "demo": {"embed_dim": 128, "depth": 4, "num_heads": 2},
 }
 _TEXT: dict[str, dict[str, Any]] = {
     "test": {
@@ -79,15 +79,20 @@ _TEXT: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 1,
     },
     "demo": {
-        "hidden_size": 192,
-        "intermediate_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 384,
         "num_hidden_layers": 4,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
     },
 }
-#: Rotary frequencies per (temporal, height, width) for heads of 32 channels: the proportions of Qwen2-VL's 16, 24, 24.
-_MROPE_SECTION = [4, 6, 6]
+
+
+def _mrope_section(text: dict[str, Any]) -> list[int]:
+    """Rotary frequencies per (temporal, height, width), in the proportions of Qwen2-VL's 16, 24, 24."""
+    half = text["hidden_size"] // text["num_attention_heads"] // 2
+    spatial = half * 3 // 8
+    return [half - 2 * spatial, spatial, spatial]
 
 
 def _check_size(size: str) -> None:
@@ -145,8 +150,8 @@ def build_tokenizer(words: Sequence[str] = ()) -> Qwen2Tokenizer:
     for word in words:
         if len(tokenizer.encode(word)) != 1:
             raise ValueError(
-                f"the word {word!r} becomes {tokenizer.tokenize(word)}, expected one token: use letters with at most one "
-                "leading space, and drop words whose merges collide with it"
+                f"the word {word!r} becomes {tokenizer.tokenize(word)}, expected one token: use letters with at most "
+                "one leading space, and drop words whose merges collide with it"
             )
     return tokenizer
 
@@ -178,7 +183,11 @@ def build_config(size: Size = "test", tokenizer: Qwen2Tokenizer | None = None) -
     text = _TEXT[size] | {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": 32768,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(_MROPE_SECTION)},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": _mrope_section(_TEXT[size]),
+        },
         "bos_token_id": ids[END_OF_TEXT],
         "eos_token_id": ids[END_OF_TURN],
         "pad_token_id": ids[END_OF_TEXT],

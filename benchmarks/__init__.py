@@ -1,0 +1,1 @@
+"""Measurements: each one command, each writing JSON, a table and plots."""

@@ -1,0 +1,230 @@
+"""Trains the benchmark's Qwen2-VL from scratch on uniform patches: `python -m benchmarks.quality.train`.
+
+Run the same command again to continue where it stopped. `--steps` may change in between: the curriculum and the
+learning rate follow the fraction of the steps that is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_APT", "0")  # phase 1 is upstream's Qwen2-VL, untouched
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.quality import fast_forward
+from benchmarks.quality.canvas import COLOURS
+from benchmarks.quality.collate import SLOTS, THINGS, Batch, Prompter
+from benchmarks.quality.questions import WORDS
+from benchmarks.quality.stream import batches, held_out
+from transformers_apt.tiny_checkpoint import build_config, build_model, build_processor
+
+_DIGITS = 11
+
+
+class CellHead(nn.Module):
+    """Reads off each merged token what lies in its cell; used in training only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(width, SLOTS * _DIGITS + len(THINGS) + len(COLOURS) + 1)
+
+    def forward(self, merged: Tensor, batch: Batch) -> tuple[Tensor, float]:
+        """The loss and the share of digit-holding cells whose digits are all right."""
+        parts = self.out(merged.float()).split([SLOTS * _DIGITS, len(THINGS), len(COLOURS) + 1], -1)
+        slots = parts[0].unflatten(-1, (SLOTS, _DIGITS))
+        inked = batch.slots[..., 0] != _DIGITS - 1
+        loss = _balanced(slots, batch.slots, inked)
+        covered = batch.things > 0
+        loss = loss + 0.5 * _balanced(parts[1], batch.things, covered)
+        loss = loss + 0.5 * _balanced(parts[2], batch.colours, covered)
+        right = (slots.argmax(-1) == batch.slots).all(-1)[inked]
+        return loss, right.float().mean().item() if len(right) else math.nan
+
+
+def _balanced(logits: Tensor, target: Tensor, marked: Tensor) -> Tensor:
+    """Mean cross entropy over the marked cells plus half the mean over the others: most cells are empty."""
+    each = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
+    total = each[~marked].mean() * 0.5 if (~marked).any() else each.new_zeros(())
+    return total + each[marked].mean() if marked.any() else total
+
+
+def make_optimizers(model: nn.Module, head: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks and the merger, AdamW for everything else."""
+    matrices, rest = [], list(head.parameters())
+    for name, parameter in model.named_parameters():
+        inside = parameter.dim() == 2 and ("blocks." in name or "layers." in name or "merger." in name)
+        (matrices if inside else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw", ns_steps=4),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    ]
+
+
+def lr_factor(step: int, steps: int, warmup: int = 150) -> float:
+    """Warm up, hold, then fall linearly to a twentieth over the last 40 %."""
+    rise = min(1.0, (step + 1) / warmup)
+    return rise * (1.0 if step < 0.6 * steps else max(0.03, (steps - step) / (0.4 * steps)))
+
+
+def aux_weight(fraction: float) -> float:
+    """Full until 75 % of the training, gone at 95 %."""
+    return min(1.0, max(0.0, (0.95 - fraction) / 0.2))
+
+
+@torch.no_grad()
+def watch(model, evaluation: list[Batch]) -> dict[str, float]:
+    """Share of held-out questions whose every answer token is the most likely one, by question type.
+
+    That is exact match under greedy generation: the first wrong token would change the answer.
+    """
+    hits: dict[str, list[bool]] = defaultdict(list)
+    w = fast_forward.weights(model, torch.bfloat16)
+    for batch in evaluation:
+        merged = fast_forward.tower(w, model.config, batch.patches, batch.grid)
+        logits, labels = fast_forward.answer_logits(w, model.config, merged, batch)
+        rows = (batch.labels >= 0).nonzero()[:, 0]
+        wrong = set(rows[logits.argmax(-1) != labels].tolist())
+        for row, names in enumerate(batch.types):
+            hits[names[0]].append(row not in wrong)
+    return {name: round(sum(found) / len(found), 4) for name, found in sorted(hits.items())}
+
+
+class Trainer:
+    """Model, optimizers and the place they are kept."""
+
+    def __init__(self, run: Path, seed: int, lr: float) -> None:
+        self.run, self.lr = run, lr
+        run.mkdir(parents=True, exist_ok=True)
+        self.processor = build_processor(WORDS)
+        self.model = build_model(build_config("demo", self.processor.tokenizer), seed).train()
+        torch.manual_seed(seed)
+        self.head = CellHead(self.model.config.text_config.hidden_size)
+        self.optimizers = make_optimizers(self.model, self.head, lr)
+        self.step, self.images = 0, 0
+        self.state = run / "state.pt"
+        if self.state.exists():
+            self._load()
+
+    def _load(self) -> None:
+        state = torch.load(self.state, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        torch.set_rng_state(state["rng"])
+        self.step, self.images = state["step"], state["images"]
+
+    def save(self) -> None:
+        """Writes the state beside the old one, then takes its place: an interruption loses nothing."""
+        state = {
+            "model": self.model.state_dict(),
+            "head": self.head.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": torch.get_rng_state(),
+            "step": self.step,
+            "images": self.images,
+        }
+        torch.save(state, self.state.with_suffix(".new"))
+        os.replace(self.state.with_suffix(".new"), self.state)
+
+    def log(self, record: dict[str, Any]) -> None:
+        with open(self.run / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def train_step(self, batch: Batch, steps: int) -> dict[str, float]:
+        weight = aux_weight(self.step / steps)
+        factor = self.lr * lr_factor(self.step, steps)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = factor
+        w = fast_forward.weights(self.model, torch.bfloat16)
+        merged = fast_forward.tower(w, self.model.config, batch.patches, batch.grid)
+        loss, found = merged.new_zeros((), dtype=torch.float32), {}
+        if weight > 0:
+            aux, found["cells"] = self.head(merged, batch)
+            loss, found["aux"] = weight * aux, aux.item()
+        if batch.ids is not None:
+            logits, labels = fast_forward.answer_logits(w, self.model.config, merged, batch)
+            answer = F.cross_entropy(logits, labels)
+            loss, found["answer"] = loss + answer, answer.item()
+            found["tokens"] = (logits.argmax(-1) == labels).float().mean().item()
+        if loss.requires_grad:
+            loss.backward()
+            parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.images += len(batch.patches)
+        return found
+
+
+def train(run: Path, steps: int, seed: int, lr: float, patches: int, watch_every: int, stop: int | None) -> None:
+    trainer = Trainer(run, seed, lr)
+    tokenizer = trainer.processor.tokenizer
+    evaluation = held_out(seed, 240, Prompter(tokenizer))
+    sums: dict[str, list[float]] = defaultdict(list)
+    began = saved = time.monotonic()
+    first = trainer.images
+    bar = tqdm(total=steps, initial=trainer.step, unit="step", mininterval=5, smoothing=0.05)
+    for batch in batches(trainer.step, steps, seed, patches, tokenizer):
+        for key, value in trainer.train_step(batch, steps).items():
+            if not math.isnan(value):
+                sums[key].append(value)
+        bar.update()
+        done = trainer.step == steps or trainer.step == stop
+        if trainer.step % watch_every == 0 or done:
+            means = {key: round(sum(values) / len(values), 4) for key, values in sums.items()}
+            record = {"step": trainer.step, "steps": steps, "images": trainer.images, **means}
+            record["images_per_s"] = round((trainer.images - first) / (time.monotonic() - began), 1)
+            if trainer.step >= 0.1 * steps:
+                record["held_out"] = watch(trainer.model, evaluation)
+            trainer.log(record)
+            bar.write(json.dumps(record))
+            sums.clear()
+            began, first = time.monotonic(), trainer.images
+        if done or time.monotonic() - saved > 240:
+            trainer.save()
+            saved = time.monotonic()
+        if done:
+            break
+    trainer.save()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/phase1"), help="folder of the state and the log")
+    parser.add_argument("--steps", type=int, default=18000)
+    parser.add_argument("--stop", type=int, help="leave after this step, to be continued")
+    parser.add_argument("--patches", type=int, default=4096, help="vision patches per step")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--watch-every", type=int, default=250, help="steps between lines of the log")
+    parser.add_argument("--threads", type=int, default=1, help="compute threads")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    train(
+        options.run,
+        options.steps,
+        options.seed,
+        options.lr,
+        options.patches,
+        options.watch_every,
+        options.stop,
+    )
+
+
+if __name__ == "__main__":
+    main()

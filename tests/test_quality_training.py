@@ -1,0 +1,141 @@
+"""The quality benchmark trains what it says it trains: upstream's model, on upstream's inputs, on repeatable scenes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("skimage")
+pytest.importorskip("sklearn")
+pytest.importorskip("font_roboto", reason="pip install -r benchmarks/quality/requirements.txt")
+
+from benchmarks.quality import assets, fast_forward, questions, scenes
+from benchmarks.quality.collate import IGNORE, NO_DIGIT, Prompter, collate
+from benchmarks.quality.stream import make_batch
+from transformers_apt.tiny_checkpoint import build_config, build_model, build_processor
+
+SIZE = (112, 168)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_processor(questions.WORDS)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    rng, found = np.random.default_rng(1), []
+    while len(found) < 3:
+        scene = scenes.make("photo", rng, "train", *SIZE, 20)
+        asked = questions.draw(rng, scene, 2)
+        if len(asked) == 2:
+            found.append((scene, asked))
+    return found
+
+
+def _upstream_inputs(processor, scene, asked):
+    turns = []
+    for index, question in enumerate(asked):
+        picture = [] if index else [{"type": "image"}]
+        turns.append({"role": "user", "content": [*picture, {"type": "text", "text": question.text}]})
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+    text = processor.apply_chat_template(turns)
+    return processor(text=[text], images=[scene.image], images_kwargs={"do_resize": False}, return_tensors="pt")
+
+
+def _upstream(processor):
+    """Upstream's own rows, whether or not the package's patch is applied."""
+    processor.image_processor.patch_selection_method = "off"
+    return processor
+
+
+def test_patch_rows_and_tokens_are_upstreams(processor, samples):
+    batch = collate(samples, *SIZE, Prompter(processor.tokenizer))
+    scale = torch.tensor([0.26862954, 0.26130258, 0.27577711]).repeat_interleave(196)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).repeat_interleave(196)
+    for row, (scene, asked) in enumerate(samples):
+        inputs = _upstream_inputs(_upstream(processor), scene, asked)
+        frames = inputs["pixel_values"].view(-1, 3, 2, 196)
+        assert torch.equal(frames[:, :, 0], frames[:, :, 1])
+        ours = (batch.patches[row].float() / 255 - mean) / scale
+        assert torch.allclose(frames[:, :, 0].flatten(1), ours, atol=1e-5)
+        ids = inputs["input_ids"][0]
+        assert torch.equal(batch.ids[row, : len(ids) - 1], ids[:-1])
+
+
+@pytest.mark.parametrize("size", ["test", "demo"])
+def test_fast_forward_is_upstreams_forward(processor, samples, size):
+    model = build_model(build_config(size, processor.tokenizer), seed=0)
+    batch = collate(samples, *SIZE, Prompter(processor.tokenizer))
+    with torch.no_grad():
+        w = fast_forward.weights(model, torch.float32)
+        merged = fast_forward.tower(w, model.config, batch.patches, batch.grid)
+        logits, labels = fast_forward.answer_logits(w, model.config, merged, batch)
+        start = 0
+        for row, (scene, asked) in enumerate(samples):
+            inputs = _upstream_inputs(_upstream(processor), scene, asked)
+            expected = model(**inputs).logits[0]
+            places = (batch.labels[row] != IGNORE).nonzero()[:, 0]
+            ours = logits[start : start + len(places)]
+            assert torch.allclose(ours, expected[places], atol=1e-4), (ours - expected[places]).abs().max()
+            assert torch.equal(labels[start : start + len(places)], inputs["input_ids"][0, places + 1])
+            start += len(places)
+
+
+def test_every_parameter_learns(processor, samples):
+    model = build_model(build_config("test", processor.tokenizer), seed=0)
+    batch = collate(samples, *SIZE, Prompter(processor.tokenizer))
+    w = fast_forward.weights(model, torch.bfloat16)
+    merged = fast_forward.tower(w, model.config, batch.patches, batch.grid)
+    logits, labels = fast_forward.answer_logits(w, model.config, merged, batch)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_batches_follow_from_seed_and_number(processor):
+    prompter = Prompter(processor.tokenizer)
+    first, again, other = (make_batch(9000, 10000, seed, 512, prompter) for seed in (0, 0, 1))
+    assert torch.equal(first.patches, again.patches)
+    assert torch.equal(first.labels, again.labels)
+    assert first.patches.shape != other.patches.shape or not torch.equal(first.patches, other.patches)
+
+
+def test_photos_and_typefaces_are_split():
+    assert not set(assets.font_paths("train")) & set(assets.font_paths("test"))
+    train, test = ({image.tobytes() for image in assets.photos(split)} for split in ("train", "test"))
+    assert train and test and not train & test
+
+
+@pytest.mark.parametrize("kind", scenes.KINDS)
+def test_digits_are_where_the_targets_say(kind):
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        scene = scenes.make(kind, rng, "test", 224, 224, 16)
+        if scene.code is None:
+            continue
+        assert "".join(str(glyph.digit) for glyph in sorted(scene.glyphs, key=lambda g: g.x)) == scene.code
+        batch = collate([(scene, [])], 224, 224, None)
+        digits = batch.slots[batch.slots != NO_DIGIT]
+        assert sorted(digits.tolist()) == sorted(int(digit) for digit in scene.code)
+
+
+def test_questions_have_the_answers_of_the_scene():
+    rng, seen = np.random.default_rng(2), set()
+    for _ in range(150):
+        scene = scenes.make(str(rng.choice(scenes.KINDS)), rng, "test", 196, 252, 18)
+        for question in questions.questions(scene):
+            seen.add(question.type)
+            if question.type == "read":
+                assert question.answer == scene.code and question.text_px == 18
+            if question.type == "count":
+                name = question.text.split()[2].removesuffix("s")
+                assert int(question.answer) == sum(thing.kind == name for thing in scene.things)
+    assert seen == set(questions.TYPES)
+
+
+def test_unknown_kind_and_split_are_refused():
+    with pytest.raises(ValueError, match="expected one of"):
+        scenes.make("poster", np.random.default_rng(0), "train", 224, 224, 16)
+    with pytest.raises(ValueError, match="expected one of"):
+        assets.photos("val")
