@@ -32,6 +32,8 @@ GREY_WEIGHTS = (2989, 5870, 1140)
 """ITU-R BT.601 luma, in ten-thousandths: 0.2989 R + 0.5870 G + 0.1140 B."""
 GREY_SCALE = 10_000
 ENTROPY_FRACTION_BITS = 32
+ERROR_FRACTION_BITS = 28
+"""Enough for the squared error of integer pixels at 8×: averages of 64 pixels and weights of 1/16 twice, squared."""
 
 
 def _check_images(images: Tensor, patch_size: int, num_scales: int) -> None:
@@ -40,6 +42,8 @@ def _check_images(images: Tensor, patch_size: int, num_scales: int) -> None:
             f"images have shape (batch, channels, height, width) with 1 or 3 channels, got {tuple(images.shape)}; "
             "convert to RGB, channels first"
         )
+    if len(images) == 0:
+        raise ValueError(f"images is an empty batch, expected at least one image, got {tuple(images.shape)}")
     if patch_size < 1 or num_scales < 1:
         raise ValueError(f"patch_size and num_scales are at least 1, got {patch_size} and {num_scales}")
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
@@ -70,8 +74,9 @@ def _round_up(complete: Tensor, height: int, width: int, side: int, pad_value: f
 @lru_cache(maxsize=8)
 def _count_log_table(largest: int) -> Tensor:
     """`c · log2 c` for c = 0..largest, in fixed point, so that sums of it are exact in any order."""
-    counts = torch.arange(largest + 1, dtype=torch.float64)
-    return (torch.special.xlogy(counts, counts) / math.log(2) * 2.0**ENTROPY_FRACTION_BITS).round().long()
+    # One scalar logarithm at a time: a vectorised one rounds differently in the middle and at the end of an array.
+    exact = [0.0] + [count * math.log2(count) for count in range(1, largest + 1)]
+    return torch.tensor([round(value * 2.0**ENTROPY_FRACTION_BITS) for value in exact], dtype=torch.int64)
 
 
 def compute_patch_entropy_batched(
@@ -115,8 +120,9 @@ def compute_patch_entropy_batched(
         counts = torch.bincount((cells + offset).flatten(), minlength=rows * cols * bins).view(1, rows, cols, bins)
         for side, found in maps.items():
             table = _count_log_table(side * side).to(images.device)
-            total = table[counts].sum(-1).double() / 2.0**ENTROPY_FRACTION_BITS
-            entropy = math.log2(side * side) - total / (side * side)
+            # the difference in fixed point: a flat cell has entropy 0, not a rounding error that v2 could compare with
+            missing = table[-1] - table[counts].sum(-1)
+            entropy = missing.double() / (2.0**ENTROPY_FRACTION_BITS * side * side)
             found.append(_round_up(entropy.clamp_(min=0.0), height, width, side, pad_value))
             counts = _pooled_sum(counts)
     return {side: torch.cat(found) for side, found in maps.items()}
@@ -169,7 +175,10 @@ def compute_patch_upsample_mse_batched(
         else:
             coarse = F.avg_pool2d(cells, size)
             restored = F.interpolate(coarse, scale_factor=size, mode="bilinear", align_corners=False)
-            error = (cells - restored).double().square().mean(dim=(1, 2, 3))
+            # In fixed point, because noise at 8× has more digits than a float64 sum keeps. One cell fits in int64.
+            square = (cells - restored).double().square().mul(2.0**ERROR_FRACTION_BITS).round().long()
+            total = square.sum(dim=(1, 2, 3)).double()
+            error = total / (2.0**ERROR_FRACTION_BITS * cells[0].numel())
         maps[side] = _round_up(error.view(len(images), rows, cols), height, width, side, pad_value)
     return maps
 
