@@ -1,0 +1,109 @@
+"""What the tests of the patch share: a tiny checkpoint, real photos, prompts, and a way back to upstream."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from sklearn.datasets import load_sample_image
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+
+import transformers_apt
+from transformers_apt.tiny_checkpoint import build_config, build_model, build_processor
+
+BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patched():
+    """Where the package is installed, the start-up hook has done this already."""
+    transformers_apt.apply()
+
+
+@pytest.fixture(scope="session")
+def upstream():
+    """`with upstream():` is transformers without the patch."""
+
+    @contextmanager
+    def reverted():
+        transformers_apt.revert()
+        try:
+            yield
+        finally:
+            transformers_apt.apply()
+
+    return reverted
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A checkpoint whose weights are spread so that positions, attention and pixels decide the tokens."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    processor = build_processor()
+    model = build_model(build_config("test", processor.tokenizer), seed=0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(6)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def processor(folder):
+    return AutoProcessor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def load_model(folder):
+    """A fresh model, so that no test sees the rope deltas of another."""
+
+    def load(**options):
+        return Qwen2VLForConditionalGeneration.from_pretrained(folder, **options).eval()
+
+    return load
+
+
+@pytest.fixture
+def model(load_model):
+    return load_model()
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """Three real photos of different sizes, small enough for a test."""
+    originals = (data.astronaut(), load_sample_image("china.jpg"), data.coffee())
+    sizes = ((168, 224), (224, 140), (113, 300))  # the last one is not a multiple of 28
+    return [Image.fromarray(pixels).resize(size) for pixels, size in zip(originals, sizes, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def half_plain():
+    """224 × 168 px: plain, graded ever more steeply, and a photo, so that every method finds all three sizes."""
+    pixels = np.full((168, 224, 3), 128, dtype=np.uint8)
+    for start, step in ((28, 14), (56, 7), (84, 2)):
+        pixels[:, start : start + 56] = (np.arange(168, dtype=np.uint8) // step * step)[:, None, None]
+    pixels[:, 140:] = np.asarray(Image.fromarray(data.astronaut()).resize((84, 168)))
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def prompt(processor):
+    """`prompt(images=1, videos=0, text=…)`: a chat prompt with Qwen2-VL's placeholders."""
+
+    def make(images=1, videos=0, text="What is this?"):
+        content = [{"type": "image"}] * images + [{"type": "video"}] * videos + [{"type": "text", "text": text}]
+        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    return make
+
+
+@pytest.fixture
+def inputs(processor, prompt, half_plain):
+    """One prompt with one image, tiled by all three patch sizes."""
+    batch = processor(images=half_plain, text=prompt(), return_tensors="pt", images_kwargs=BUDGET)
+    assert set(batch["image_patch_layout"][:, 2].tolist()) == {1, 2, 4}
+    return batch
