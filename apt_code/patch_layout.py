@@ -98,7 +98,17 @@ class PatchLayout:
         packed = packed.detach().cpu()
         shapes = [(int(grid[-2]), int(grid[-1])) for grid in (grids.tolist() if isinstance(grids, Tensor) else grids)]
         areas = torch.tensor([h * w for h, w in shapes], dtype=torch.int64)
-        covered = (cls((0, 0), packed).sizes ** 2).cumsum(0)
+        sizes = cls((0, 0), packed).sizes
+        # Sizes that fit nowhere would hide from the count below: their squares are 0, or overflow to it.
+        misfit = ((sizes < 1) | (sizes > max((max(shape) for shape in shapes), default=0))).nonzero()
+        if len(misfit):
+            index = int(misfit[0])
+            raise InvalidLayoutError(
+                f"patch {index} of the layout, (row, col, size) = {tuple(packed[index].tolist())}, has a size that "
+                f"fits none of the image grids {shapes}; "
+                "pass the `image_patch_layout` and `image_grid_thw` of the same processor call"
+            )
+        covered = (sizes**2).cumsum(0)
         total = int(covered[-1]) if len(covered) else 0
         if total != int(areas.sum()):
             raise InvalidLayoutError(
@@ -245,7 +255,7 @@ class PatchLayout:
         self._refuse(sizes < 1, "has a size below 1")
         self._refuse(sizes & (sizes - 1) != 0, "has a size that is not a power of two")
         self._refuse((rows < 0) | (cols < 0), "lies outside its grid")
-        self._refuse((rows + sizes > h) | (cols + sizes > w), "lies outside its grid")
+        self._refuse((rows > h - sizes) | (cols > w - sizes), "lies outside its grid")  # rows + sizes could overflow
         self._refuse((rows % sizes != 0) | (cols % sizes != 0), "is not aligned to its own size")
         cells_per_row = -(-w // MERGE_SIZE)
         key = (rows // MERGE_SIZE * cells_per_row + cols // MERGE_SIZE) * MERGE_SIZE**2
