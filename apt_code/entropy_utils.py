@@ -16,9 +16,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from loguru import logger
 from torch import Tensor
 
 from apt_code.patch_selection import PAD_VALUE as PAD_VALUE
@@ -109,23 +111,45 @@ def compute_patch_entropy_batched(
     if bins < 1:
         raise ValueError(f"bins is at least 1, got {bins}")
     height, width = images.shape[-2:]
-    rows, cols = height // patch_size, width // patch_size
-    maps: dict[int, list[Tensor]] = {patch_size * 2**scale: [] for scale in range(num_scales)}
-    for image in images.split(1):  # one image's histograms at a time: h·w·bins counts are the peak memory
-        grey = _grey(image[..., : rows * patch_size, : cols * patch_size])
-        bin_index = torch.div(grey * bins, 255 * GREY_SCALE, rounding_mode="floor").clamp_(0, bins - 1).long()
-        # (1, H, W) -> (h w, p·p), then one flat histogram with `bins` places per cell
-        cells = rearrange(bin_index, "1 (h p) (w q) -> (h w) (p q)", p=patch_size, q=patch_size)
-        offset = torch.arange(rows * cols, device=images.device).unsqueeze(1) * bins
-        counts = torch.bincount((cells + offset).flatten(), minlength=rows * cols * bins).view(1, rows, cols, bins)
-        for side, found in maps.items():
-            table = _count_log_table(side * side).to(images.device)
-            # the difference in fixed point: a flat cell has entropy 0, not a rounding error that v2 could compare with
-            missing = table[-1] - table[counts].sum(-1)
-            entropy = missing.double() / (2.0**ENTROPY_FRACTION_BITS * side * side)
-            found.append(_round_up(entropy.clamp_(min=0.0), height, width, side, pad_value))
-            counts = _pooled_sum(counts)
-    return {side: torch.cat(found) for side, found in maps.items()}
+    sides = [patch_size * 2**scale for scale in range(num_scales)]
+    table = _count_log_table(sides[-1] ** 2)
+    count = _entropy_sums_compiled if _can_compile(images) else _entropy_sums
+    sums = [count(image, patch_size, num_scales, bins, table) for image in images.contiguous()]
+    maps = {}
+    for scale, side in enumerate(sides):
+        missing = int(table[side * side]) - torch.stack([found[scale] for found in sums])  # N log2 N − Σ c log2 c
+        entropy = missing.double() * (2.0**-ENTROPY_FRACTION_BITS / (side * side))
+        maps[side] = _round_up(entropy, height, width, side, pad_value)
+    return maps
+
+
+def _entropy_sums(image: Tensor, patch_size: int, num_scales: int, bins: int, table: Tensor) -> list[Tensor]:
+    """`Σ table[count]` over each complete cell's histogram: `(c, H, W)` -> `(rows, cols)` int64 per scale."""
+    rows, cols = image.shape[-2] // patch_size, image.shape[-1] // patch_size
+    grey = _grey(image[None, :, : rows * patch_size, : cols * patch_size])
+    bin_index = torch.div(grey * bins, 255 * GREY_SCALE, rounding_mode="floor").clamp_(0, bins - 1).long()
+    # (1, H, W) -> (h w, p·p), then one flat histogram with `bins` places per cell
+    cells = rearrange(bin_index, "1 (h p) (w q) -> (h w) (p q)", p=patch_size, q=patch_size)
+    offset = torch.arange(rows * cols, device=image.device).unsqueeze(1) * bins
+    counts = torch.bincount((cells + offset).flatten(), minlength=rows * cols * bins).view(1, rows, cols, bins)
+    table = table.to(image.device)
+    sums = []
+    for _ in range(num_scales):
+        sums.append(table[counts[0]].sum(-1))
+        counts = _pooled_sum(counts)
+    return sums
+
+
+def _entropy_sums_compiled(image: Tensor, patch_size: int, num_scales: int, bins: int, table: Tensor) -> list[Tensor]:
+    """The same sums by the compiled kernel."""
+    from apt_code import kernels
+
+    weights = np.array(GREY_WEIGHTS)
+    pixels = image.expand(3, -1, -1).contiguous().numpy()  # one memory layout, so one compilation
+    logs = table.numpy()
+    sums = torch.from_numpy(kernels.entropy_sums(pixels, patch_size, num_scales, bins, weights, logs, np.diff(logs)))
+    sides = [patch_size * 2**scale for scale in range(num_scales)]
+    return [sums[i, : image.shape[-2] // side, : image.shape[-1] // side] for i, side in enumerate(sides)]
 
 
 def compute_patch_laplacian_batched(
@@ -146,7 +170,7 @@ def compute_patch_laplacian_batched(
     total = rearrange(cells, "b (h p) (w q) -> b h w (p q)", p=patch_size, q=patch_size).sum(-1)
     maps = {}
     for side in (patch_size * 2**scale for scale in range(num_scales)):
-        maps[side] = _round_up(total / (GREY_SCALE * side * side), height, width, side, pad_value)
+        maps[side] = _round_up(total * (1.0 / (GREY_SCALE * side * side)), height, width, side, pad_value)
         total = _pooled_sum(total)
     return maps
 
@@ -161,26 +185,51 @@ def compute_patch_upsample_mse_batched(
     """
     _check_images(images, patch_size, num_scales)
     height, width = images.shape[-2:]
-    pixels = images.float()
-    maps = {}
-    for scale in range(num_scales):
-        size = 2**scale
-        side = patch_size * size
-        rows, cols = height // side, width // side
-        cells = pixels[..., : rows * side, : cols * side]
-        # every cell alone, so that the scaling up never looks at its neighbours
-        cells = rearrange(cells, "b c (h p) (w q) -> (b h w) c p q", p=side, q=side)
-        if size == 1 or len(cells) == 0:
-            error = torch.zeros(len(cells), dtype=torch.float64, device=images.device)
-        else:
-            coarse = F.avg_pool2d(cells, size)
-            restored = F.interpolate(coarse, scale_factor=size, mode="bilinear", align_corners=False)
-            # In fixed point, because noise at 8× has more digits than a float64 sum keeps. One cell fits in int64.
-            square = (cells - restored).double().square().mul(2.0**ERROR_FRACTION_BITS).round().long()
-            total = square.sum(dim=(1, 2, 3)).double()
-            error = total / (2.0**ERROR_FRACTION_BITS * cells[0].numel())
-        maps[side] = _round_up(error.view(len(images), rows, cols), height, width, side, pad_value)
-    return maps
+    channels = images.shape[1]
+    pixels = images.contiguous()  # one memory layout, so one compilation
+    square_error = _square_error_compiled if _can_compile(images) else _square_error
+    maps = {
+        patch_size: images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
+    }
+    for size in (2**scale for scale in range(1, num_scales)):
+        total = torch.stack([square_error(image, patch_size, size) for image in pixels])
+        maps[patch_size * size] = total * (1.0 / (channels * (patch_size * size) ** 2))
+    return {side: _round_up(error, height, width, side, pad_value) for side, error in maps.items()}
+
+
+def _square_error(image: Tensor, patch_size: int, size: int) -> Tensor:
+    """Squared error summed over each complete cell of `size` base patches: `(c, H, W)` -> `(rows, cols)` float64."""
+    side = patch_size * size
+    rows, cols = image.shape[-2] // side, image.shape[-1] // side
+    if rows * cols == 0:
+        return image.new_zeros((rows, cols), dtype=torch.float64)
+    # every cell alone, so that the scaling up never looks at its neighbours
+    cells = rearrange(image[:, : rows * side, : cols * side].float(), "c (h p) (w q) -> (h w) c p q", p=side, q=side)
+    restored = F.interpolate(F.avg_pool2d(cells, size), scale_factor=size, mode="bilinear", align_corners=False)
+    return (cells - restored).double().square().sum(dim=(1, 2, 3)).view(rows, cols)
+
+
+def _square_error_compiled(image: Tensor, patch_size: int, size: int) -> Tensor:
+    """The same sums by the compiled kernel."""
+    from apt_code import kernels
+
+    units = kernels.upsample_square_error(image.numpy(), patch_size, size)
+    return torch.from_numpy(units) * (1.0 / (4 * size**4) ** 2)
+
+
+@lru_cache(maxsize=1)
+def _numba_is_there() -> bool:
+    try:
+        from apt_code import kernels  # noqa: F401
+    except ImportError as error:
+        logger.debug("importance maps run uncompiled, several times slower: {}; pip install numba", error)
+        return False
+    return True
+
+
+def _can_compile(images: Tensor) -> bool:
+    """Whether the compiled kernels can take these images: bytes, in host memory."""
+    return images.dtype == torch.uint8 and images.device.type == "cpu" and _numba_is_there()
 
 
 @dataclass(frozen=True)
