@@ -393,6 +393,7 @@ def test_an_import_deadlock_means_later(startup, patching, monkeypatch):
 
 def test_the_package_exports_lazily(patching):
     package = fresh_copy(SOURCE / "__init__.py")
+    package.__name__ = "transformers_apt"
     assert package.apply is patching.apply
     assert {"apply", "revert", "applied", "status", "IncompatibleTransformersError", "__version__"} <= set(
         dir(package)
