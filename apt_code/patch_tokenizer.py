@@ -99,8 +99,14 @@ class PatchTokenizer(nn.Module):
             raise ValueError(f"importance_method={importance_method!r}: expected one of {sorted(IMPORTANCE_METHODS)}")
         if (mean is None) != (std is None):
             raise ValueError(f"mean={mean} and std={std}: give both, to normalise the patches, or neither")
-        if num_prefix_tokens < 0:
-            raise ValueError(f"num_prefix_tokens={num_prefix_tokens}: expected 0 or more")
+        counts = (
+            ("base_patch_size", base_patch_size, 1),
+            ("bins", bins, 1),
+            ("num_prefix_tokens", num_prefix_tokens, 0),
+        )
+        for name, value, least in counts:
+            if value < least:
+                raise ValueError(f"{name}={value}: expected {least} or more")
         self.num_scales = num_scales
         self.base_patch_size = base_patch_size
         self.image_size = tuple(image_size) if image_size is not None else None
@@ -156,10 +162,19 @@ class PatchTokenizer(nn.Module):
         Returns:
             `resized_patches_<side>`: `(n_side, c, p, p)`, every kept patch on the base raster; and for coarse sides
             `constituent_patches_<side>`: `(n_side, (side / p)², c, p, p)`, the same patches at full resolution.
+
+        Raises:
+            ValueError: masks for another batch or image size.
         """
         base = self.base_patch_size
         groups = {}
         for side in sorted(masks):
+            expected = (len(images), -(-images.shape[-2] // side), -(-images.shape[-1] // side))
+            if tuple(masks[side].shape) != expected:
+                raise ValueError(
+                    f"masks[{side}] has shape {tuple(masks[side].shape)}, expected {expected} for images of shape "
+                    f"{tuple(images.shape)}; construct the masks from the importance maps of these images"
+                )
             chosen = cells_of(images, side)[masks[side].bool()]
             groups[f"resized_patches_{side}"] = self._normalise(area_average(chosen, side // base))
             if side > base:
@@ -193,7 +208,8 @@ class PatchTokenizer(nn.Module):
         self, maps: Mapping[int, Tensor], patch_selection_method: str | None = None, alpha: float | None = None
     ) -> dict[int, Tensor]:
         alpha = self.alpha if alpha is None else alpha
-        method = self._check_method(patch_selection_method or self.patch_selection_method, alpha)
+        method = self.patch_selection_method if patch_selection_method is None else patch_selection_method
+        self._check_method(method, alpha)
         self.last_budget_info = None
         if method == "v1":
             masks = select_patches_by_threshold(maps, self.thresholds)
@@ -216,6 +232,11 @@ class PatchTokenizer(nn.Module):
         """`(..., c, p, p)` grey levels -> normalised, where the tokenizer was given `mean` and `std`."""
         if self.mean is None or self.std is None:
             return patches
+        if not len(self.mean) == len(self.std) == patches.shape[-3]:
+            raise ValueError(
+                f"mean={self.mean} and std={self.std} for images of {patches.shape[-3]} channel(s): expected one "
+                "value of each per channel"
+            )
         mean = torch.tensor(self.mean, device=patches.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=patches.device).view(-1, 1, 1)
         return (patches / 255 - mean) / std
