@@ -1,0 +1,370 @@
+"""`PatchTokenizer`: the founding documents' calls, against the same steps taken slowly."""
+
+import inspect
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apt_code import PatchLayout, PatchTokenizer
+from apt_code.entropy_utils import (
+    IMPORTANCE_METHODS,
+    compute_patch_entropy_batched,
+    compute_patch_laplacian_batched,
+    compute_patch_upsample_mse_batched,
+)
+from apt_code.patch_selection import (
+    select_patches_by_budget,
+    select_patches_by_threshold,
+    select_patches_by_threshold_v2,
+)
+from tests.apt_code import references
+from tests.apt_code.references import canonical, tiling_of_masks
+from tests.apt_code.test_entropy_utils import assert_same_maps, picture
+from tests.apt_code.test_patch_packing import slow_patch
+
+pytestmark = pytest.mark.filterwarnings("ignore:alpha=:UserWarning")
+
+settings_of_methods = st.one_of(
+    st.just({"patch_selection_method": "v1"}),
+    st.builds(lambda alpha: {"patch_selection_method": "v2", "alpha": alpha}, st.floats(0, 2)),
+    st.builds(lambda alpha: {"patch_selection_method": "budget", "alpha": alpha}, st.floats(0, 1)),
+)
+
+
+def pictures(height: int, width: int, batch: int = 2, channels: int = 3) -> torch.Tensor:
+    return torch.stack([picture(height, width, channels, seed) for seed in range(batch)])
+
+
+def slow_sequence(images: torch.Tensor, masks: dict[int, torch.Tensor], side: int) -> list[np.ndarray]:
+    """The patches of all images in canonical order, cropped and averaged one by one."""
+    return [
+        slow_patch(image, *patch, side)
+        for i, image in enumerate(images)
+        for patch in canonical(tiling_of_masks({key: mask[i] for key, mask in masks.items()}))
+    ]
+
+
+# -------------------------------------------------------------------- the founding documents' walk
+
+
+def test_the_documented_walk():
+    images = pictures(120, 146, batch=1)
+    tokenizer = PatchTokenizer(
+        num_scales=3,
+        base_patch_size=14,
+        image_size=(120, 146),
+        thresholds=[3, 2],
+        mean=[0.0, 0.0, 0.0],
+        std=[1 / 255] * 3,
+    )
+    maps = tokenizer.compute_importance_maps(images)
+    assert {side: tuple(m.shape) for side, m in maps.items()} == {14: (1, 9, 11), 28: (1, 5, 6), 56: (1, 3, 3)}
+    assert_same_maps(maps, compute_patch_entropy_batched(images, 14, 3))
+    masks, output_mask, seqlens = tokenizer.construct_masks(maps)
+    assert_same_maps(masks, select_patches_by_threshold(maps, [3, 2]))
+    groups = tokenizer.construct_patch_groups(images, masks)
+    assert {f"resized_patches_{side}" for side in (14, 28, 56)} <= set(groups)
+    count = sum(int(mask.sum()) for mask in masks.values())
+    assert seqlens.tolist() == [count] and len(output_mask) == count
+    assert count == sum(len(groups[f"resized_patches_{side}"]) for side in (14, 28, 56)) < 9 * 11
+    assert tokenizer.last_budget_info is None
+
+
+def test_argument_names_are_the_documents():
+    constructor = list(inspect.signature(PatchTokenizer).parameters)
+    assert constructor[:6] == ["num_scales", "base_patch_size", "image_size", "thresholds", "mean", "std"]
+    masks = inspect.signature(PatchTokenizer.construct_masks).parameters
+    assert list(masks) == ["self", "batch_maps", "patch_selection_method", "alpha"]
+    assert list(inspect.signature(PatchTokenizer.construct_patch_groups).parameters) == ["self", "images", "masks"]
+
+
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    num_scales=st.integers(1, 4),
+    side=st.sampled_from([5, 8, 14]),
+    num_prefix_tokens=st.integers(0, 2),
+    settings=settings_of_methods,
+    importance_method=st.sampled_from(sorted(IMPORTANCE_METHODS)),
+)
+def test_forward_is_the_three_steps_in_canonical_order(
+    height, width, num_scales, side, num_prefix_tokens, settings, importance_method
+):
+    images = pictures(height, width)
+    tokenizer = PatchTokenizer(
+        num_scales, side, num_prefix_tokens=num_prefix_tokens, importance_method=importance_method, **settings
+    )
+    result = tokenizer(images)
+    expected = np.stack(slow_sequence(images, result.masks, side))
+    assert result.patches.dtype == torch.float32
+    assert torch.equal(result.patches, torch.from_numpy(expected).float())
+    masks, output_mask, seqlens = tokenizer.construct_masks(tokenizer.compute_importance_maps(images))
+    assert_same_maps(masks, result.masks)
+    assert torch.equal(output_mask, result.output_mask) and torch.equal(seqlens, result.seqlens)
+    marks, lengths = [], []
+    grid = (math.ceil(height / side), math.ceil(width / side))
+    for i, layout in enumerate(result.layouts):
+        patches = canonical(tiling_of_masks({key: mask[i] for key, mask in masks.items()}))
+        assert (layout.grid, layout.patches.tolist()) == (grid, [list(patch) for patch in patches])
+        layout.validate()
+        marks += [-1] * num_prefix_tokens + [size for *_, size in patches]
+        lengths.append(num_prefix_tokens + len(patches))
+    assert (output_mask.tolist(), output_mask.dtype) == (marks, torch.int64)
+    assert (seqlens.tolist(), seqlens.dtype) == (lengths, torch.int64)
+    for layout, selected in zip(result.layouts, tokenizer.select_layouts(images), strict=True):
+        assert torch.equal(layout.patches, selected.patches)
+
+
+@given(
+    height=st.integers(1, 130),
+    width=st.integers(1, 130),
+    num_scales=st.integers(1, 4),
+    side=st.sampled_from([7, 14, 16]),
+    channels=st.sampled_from([1, 3]),
+    settings=settings_of_methods,
+)
+def test_patch_groups(height, width, num_scales, side, channels, settings):
+    images = pictures(height, width, channels=channels)
+    tokenizer = PatchTokenizer(num_scales, side, **settings)
+    masks, _, _ = tokenizer.construct_masks(tokenizer.compute_importance_maps(images))
+    groups = tokenizer.construct_patch_groups(images, masks)
+    sides = [side * 2**scale for scale in range(num_scales)]
+    assert set(groups) == {f"resized_patches_{s}" for s in sides} | {f"constituent_patches_{s}" for s in sides[1:]}
+    in_order = {}
+    for size in (s // side for s in sides):
+        places = [(i, row, col) for i, row, col in masks[side * size].nonzero().tolist()]  # image by image, raster
+        resized = groups[f"resized_patches_{side * size}"]
+        assert resized.shape == (len(places), channels, side, side) and resized.dtype == torch.float32
+        for (i, row, col), patch in zip(places, resized, strict=True):
+            slow = torch.from_numpy(slow_patch(images[i], row * size, col * size, size, side)).float()
+            assert torch.equal(patch, slow)
+            in_order[i, row * size // 2, col * size // 2, row * size % 2, col * size % 2] = patch
+        if size == 1:
+            continue
+        parts = groups[f"constituent_patches_{side * size}"]
+        assert parts.shape == (len(places), size**2, channels, side, side) and parts.dtype == torch.float32
+        for (i, row, col), own in zip(places, parts, strict=True):
+            for part, (down, right) in zip(own, np.ndindex(size, size), strict=True):
+                top, left = (row * size + down) * side, (col * size + right) * side
+                assert torch.equal(part, images[i, :, top : top + side, left : left + side].float())
+    # the same patches, sorted by image and canonical order, are the sequence that forward returns
+    reordered = torch.stack([in_order[key] for key in sorted(in_order)])
+    assert torch.equal(tokenizer(images).patches, reordered)
+
+
+def test_incomplete_base_cells_are_zero_padded():
+    images = torch.full((1, 3, 17, 15), 200, dtype=torch.uint8)
+    groups = PatchTokenizer().construct_patch_groups(images, PatchTokenizer()(images).masks)
+    corner = groups["resized_patches_14"][3]
+    assert corner.count_nonzero() == 3 * 3 * 1 and torch.equal(corner[:, :3, :1], torch.full((3, 3, 1), 200.0))
+
+
+def test_patches_are_normalised_per_channel():
+    images = pictures(70, 70)
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 2.0]
+    plain, normal = PatchTokenizer(), PatchTokenizer(mean=mean, std=std)
+    result = normal(images)
+    slow = np.stack(slow_sequence(images, result.masks, 14))
+    expected = (slow / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(result.patches.numpy(), expected, rtol=0, atol=2e-6)
+    assert_same_maps(plain(images).masks, result.masks)  # selection looks at the pixels, not at normalised ones
+    groups = normal.construct_patch_groups(images, result.masks)
+    for name, raw in plain.construct_patch_groups(images, result.masks).items():
+        expected = (raw.double().numpy() / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+        np.testing.assert_allclose(groups[name].numpy(), expected, rtol=0, atol=2e-6)
+
+
+# -------------------------------------------------------------------- settings
+
+
+def test_call_beats_constructor():
+    images = pictures(112, 112)
+    tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=0.9)
+    maps = tokenizer.compute_importance_maps(images)
+    for given_method, given_alpha, expected in (
+        (None, None, select_patches_by_budget(maps, 0.9)),
+        (None, 0.5, select_patches_by_budget(maps, 0.5)),
+        (None, 0, select_patches_by_budget(maps, 0)),
+        ("v2", None, select_patches_by_threshold_v2(maps, 0.9)),
+        ("v2", 0.3, select_patches_by_threshold_v2(maps, 0.3)),
+        ("v1", 0.3, select_patches_by_threshold(maps, [3, 2])),
+    ):
+        assert_same_maps(tokenizer.construct_masks(maps, given_method, given_alpha)[0], expected)
+        assert_same_maps(tokenizer(images, patch_selection_method=given_method, alpha=given_alpha).masks, expected)
+    assert (tokenizer.patch_selection_method, tokenizer.alpha) == ("budget", 0.9)
+
+
+def test_defaults():
+    tokenizer = PatchTokenizer()
+    assert (tokenizer.num_scales, tokenizer.base_patch_size, tokenizer.patch_selection_method) == (3, 14, "v1")
+    assert (tokenizer.alpha, tokenizer.importance_method, tokenizer.thresholds) == (1.0, "entropy", [3.0, 2.0])
+    assert (tokenizer.num_prefix_tokens, tokenizer.bins, tokenizer.last_budget_info) == (0, 512, None)
+    for method, row in IMPORTANCE_METHODS.items():
+        assert PatchTokenizer(4, importance_method=method).thresholds == row.thresholds(4)
+
+
+def test_importance_method_and_bins_reach_the_map():
+    images = pictures(60, 60)
+    for method, compute in {
+        "laplacian": compute_patch_laplacian_batched,
+        "upsample_mse": compute_patch_upsample_mse_batched,
+    }.items():
+        found = PatchTokenizer(4, 7, importance_method=method).compute_importance_maps(images)
+        assert_same_maps(found, compute(images, 7, 4))
+    found = PatchTokenizer(bins=16).compute_importance_maps(images)
+    assert_same_maps(found, compute_patch_entropy_batched(images, 14, 3, bins=16))
+
+
+def test_upsample_mse_budget_scores_coarse_cells_by_their_own_value():
+    images = pictures(112, 112)
+    tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=0.4, importance_method="upsample_mse")
+    maps = tokenizer.compute_importance_maps(images)
+    masks, _, _ = tokenizer.construct_masks(maps)
+    for i in range(len(images)):
+        image = {side: m[i].double().numpy() for side, m in maps.items()}
+        assert (
+            tiling_of_masks({side: m[i] for side, m in masks.items()})
+            == references.select_budget(image, 0.4, coarse_scores=True)[0]
+        )
+
+
+def test_last_budget_info():
+    tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=0.3)
+    images = pictures(196, 196)
+    worked_example = {"base_tokens": 22, "base_small_tokens": 196, "budget": 59, "k": 12, "alpha": 0.3, "actual": 58}
+    assert tokenizer(images).seqlens.tolist() == [58, 58]
+    assert tokenizer.last_budget_info == worked_example
+    tokenizer.construct_masks(tokenizer.compute_importance_maps(images), alpha=1.0)
+    assert (tokenizer.last_budget_info["k"], tokenizer.last_budget_info["actual"]) == (58, 196)
+    tokenizer(images, "v1")
+    assert tokenizer.last_budget_info is None, "an info of an earlier call would be taken for this one's"
+    tokenizer.select_layouts(images)
+    assert tokenizer.last_budget_info == worked_example
+    with_class_token = PatchTokenizer(patch_selection_method="budget", alpha=0.3, num_prefix_tokens=1)
+    assert with_class_token(images).seqlens.tolist() == [59, 59]
+    assert with_class_token.last_budget_info == worked_example, "the budget counts patches, not class tokens"
+
+
+def test_all_patches_kept_are_upstreams_patches_in_upstreams_order():
+    images = pictures(112, 84)
+    result = PatchTokenizer(patch_selection_method="budget", alpha=1.0)(images)
+    # upstream: (b, c, h/2, 2, p, w/2, 2, p) -> (b, h/2, w/2, 2, 2, c, p, p)
+    upstream = images.reshape(2, 3, 4, 2, 14, 3, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, 3, 14, 14)
+    assert torch.equal(result.patches, upstream.float())
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    images = pictures(100, 130, batch=3)
+    for settings in ({}, {"patch_selection_method": "v2"}, {"patch_selection_method": "budget", "alpha": 0.5}):
+        tokenizer = PatchTokenizer(mean=[0.5] * 3, std=[0.3] * 3, **settings)
+        together = tokenizer(images)
+        start = 0
+        for i, length in enumerate(together.seqlens.tolist()):
+            alone = tokenizer(images[i : i + 1])
+            assert torch.equal(alone.patches, together.patches[start : start + length])
+            assert torch.equal(alone.layouts[0].patches, together.layouts[i].patches)
+            start += length
+
+
+def test_layouts_of_masks():
+    masks = PatchTokenizer()(pictures(112, 112)).masks
+    for i, layout in enumerate(PatchTokenizer.layouts_of(masks)):
+        assert torch.equal(layout.patches, PatchLayout.from_masks({k: m[i] for k, m in masks.items()}).patches)
+
+
+# -------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_scales": 0}, ValueError, "num_scales=0: expected 1, 2, 3 or 4"),
+        ({"num_scales": 5}, ValueError, "num_scales=5: expected"),
+        ({"base_patch_size": 0}, ValueError, "base_patch_size=0: expected 1 or more"),
+        ({"importance_method": "sobel"}, ValueError, "importance_method='sobel': expected one of ['entropy', "),
+        ({"mean": [0.5] * 3}, ValueError, "mean=[0.5, 0.5, 0.5] and std=None: give both"),
+        ({"std": [0.5] * 3}, ValueError, "mean=None and std=[0.5, 0.5, 0.5]: give both"),
+        ({"num_prefix_tokens": -1}, ValueError, "num_prefix_tokens=-1: expected 0 or more"),
+        ({"bins": 0}, ValueError, "bins=0: expected 1 or more"),
+        ({"thresholds": [3.0]}, ValueError, "thresholds=[3.0] for 3 scales: expected 2 values"),
+        ({"thresholds": "32"}, TypeError, "got '32'"),
+        ({"patch_selection_method": "v3"}, ValueError, "patch_selection_method='v3': expected one of ['v1', 'v2', "),
+        ({"patch_selection_method": "off"}, ValueError, "patch_selection_method='off': expected one of"),
+        ({"patch_selection_method": "budget", "alpha": 1.5}, ValueError, "alpha=1.5 with 'budget'"),
+        ({"patch_selection_method": "v2", "alpha": -1}, ValueError, "alpha=-1 with 'v2'"),
+        ({"alpha": "0.3"}, TypeError, "alpha is a number, got '0.3' of type str"),
+    ],
+)
+def test_constructor_refusals(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        PatchTokenizer(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("method", "alpha", "error", "message"),
+    [
+        ("v3", None, ValueError, "patch_selection_method='v3': expected one of ['v1', 'v2', 'budget']"),
+        ("", None, ValueError, "patch_selection_method='': expected one of"),
+        ("budget", 1.5, ValueError, "alpha=1.5 with 'budget'"),
+        ("budget", None, ValueError, "alpha=1.5 with 'budget'"),  # the constructor's alpha does not fit the method
+        ("v2", math.nan, ValueError, "alpha=nan with 'v2'"),
+        (None, True, TypeError, "alpha is a number, got True of type bool"),
+    ],
+)
+def test_call_refusals(method, alpha, error, message):
+    images = pictures(56, 56)
+    tokenizer = PatchTokenizer(patch_selection_method="v2", alpha=1.5)
+    maps = tokenizer.compute_importance_maps(images)
+    for call in (lambda: tokenizer.construct_masks(maps, method, alpha), lambda: tokenizer(images, method, alpha)):
+        with pytest.raises(error, match=re.escape(message)):
+            call()
+
+
+def test_another_image_size_is_refused():
+    tokenizer = PatchTokenizer(image_size=(56, 70))
+    tokenizer(pictures(56, 70))
+    message = "images are (70, 56) pixels, this tokenizer was made for (56, 70); resize them, or build it with"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tokenizer(pictures(70, 56))
+
+
+def test_masks_of_other_images_are_refused():
+    masks = PatchTokenizer()(pictures(56, 56)).masks
+    message = "masks[14] has shape (2, 4, 4), expected (2, 5, 4) for images of shape (2, 3, 57, 56); construct the"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PatchTokenizer().construct_patch_groups(pictures(57, 56), masks)
+    with pytest.raises(ValueError, match=r"expected \(1, 4, 4\)"):
+        PatchTokenizer().construct_patch_groups(pictures(56, 56, batch=1), masks)
+
+
+@pytest.mark.parametrize(("values", "channels"), [(3, 1), (2, 3), (1, 3)])
+def test_mean_and_std_are_per_channel(values, channels):
+    tokenizer = PatchTokenizer(mean=[0.5] * values, std=[0.5] * values)
+    with pytest.raises(
+        ValueError, match=rf"images of {channels} channel\(s\): expected one value of each per channel"
+    ):
+        tokenizer(pictures(28, 28, channels=channels))
+    with pytest.raises(ValueError, match="one value of each per channel"):
+        PatchTokenizer(mean=[0.5] * 3, std=[0.5])(pictures(28, 28))
+
+
+def test_maps_of_another_number_of_scales_are_refused():
+    maps = PatchTokenizer(2).compute_importance_maps(pictures(56, 56))
+    with pytest.raises(ValueError, match=r"thresholds=\[3.0, 2.0\] for 2 scales: expected 1 values"):
+        PatchTokenizer(3).construct_masks(maps)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: compares its results with the CPU's")
+@pytest.mark.parametrize("method", sorted(IMPORTANCE_METHODS))
+def test_cuda_gives_the_same_patches(method):
+    images = pictures(130, 118, batch=3)
+    tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=0.4, importance_method=method)
+    here, there = tokenizer(images), tokenizer(images.cuda())
+    assert there.patches.is_cuda
+    assert torch.equal(there.patches.cpu(), here.patches)
+    assert torch.equal(there.output_mask, here.output_mask) and torch.equal(there.seqlens, here.seqlens)
