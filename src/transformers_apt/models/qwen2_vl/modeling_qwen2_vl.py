@@ -61,6 +61,23 @@ def unpack(
     return PatchLayout.unpack(image_patch_layout, image_grid_thw)
 
 
+def _refuse_mixed_scales(pixel_values: torch.Tensor | None, image_grid_thw: torch.Tensor | None) -> None:
+    """Refuse pixels that come without a layout and are not one row per cell of their grids.
+
+    Raises:
+        InvalidLayoutError: the layout was lost on the way here.
+    """
+    if pixel_values is None or image_grid_thw is None or torch.compiler.is_compiling():
+        return
+    expected = int(image_grid_thw.prod(-1).sum())
+    if len(pixel_values) != expected:
+        raise InvalidLayoutError(
+            f"pixel_values has {len(pixel_values)} rows but image_grid_thw {image_grid_thw.tolist()} has "
+            f"{expected} patches and there is no image_patch_layout; pass everything the processor returned, "
+            "or preprocess with patch_selection_method='off'"
+        )
+
+
 @merge_with_config_defaults
 @capture_outputs
 def mixed_scale_tower(
@@ -155,14 +172,7 @@ class Qwen2VLModel(Overlay):
     ) -> Any:
         if image_patch_layout is not None:
             return mixed_scale_image_features(self, pixel_values, image_grid_thw, image_patch_layout, **kwargs)
-        if image_grid_thw is not None and not torch.compiler.is_compiling():
-            expected = int(image_grid_thw.prod(-1).sum())
-            if len(pixel_values) != expected:
-                raise InvalidLayoutError(
-                    f"pixel_values has {len(pixel_values)} rows but image_grid_thw {image_grid_thw.tolist()} has "
-                    f"{expected} patches and there is no image_patch_layout; pass everything the processor returned, "
-                    "or preprocess with patch_selection_method='off'"
-                )
+        _refuse_mixed_scales(pixel_values, image_grid_thw)
         return upstream(self, pixel_values, image_grid_thw, **kwargs)
 
     @overrides("start_position", "grid_thw", "device")
@@ -189,6 +199,8 @@ class Qwen2VLModel(Overlay):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if image_patch_layout is None:
+            # `generate` computes positions before it encodes the images, and hands on everything it has
+            _refuse_mixed_scales(kwargs.get("pixel_values"), image_grid_thw)
             return upstream(
                 self, input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw, attention_mask, **kwargs
             )
