@@ -47,6 +47,8 @@ def folder(tmp_path_factory):
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.mul_(6)
+        # a random model must not answer with placeholders: upstream would want an image for each
+        model.lm_head.weight[[model.config.image_token_id, model.config.video_token_id]] = 0
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -1,0 +1,159 @@
+"""Inputs that do not belong together are refused, by name, before anything is computed."""
+
+import pytest
+import torch
+
+from apt_code import InvalidLayoutError
+
+BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
+
+
+def drop_a_patch(batch):
+    batch["image_patch_layout"] = batch["image_patch_layout"][:-1]
+    batch["pixel_values"] = batch["pixel_values"][:-1]
+
+
+def drop_a_row(batch):
+    batch["pixel_values"] = batch["pixel_values"][:-1]
+
+
+def overlap(batch):
+    """Two patches of one size at one place: the covered area adds up, the tiling does not."""
+    small = (batch["image_patch_layout"][:, 2] == 1).nonzero().flatten()
+    batch["image_patch_layout"][small[1]] = batch["image_patch_layout"][small[0]]
+
+
+def swap_two(batch):
+    layout = batch["image_patch_layout"]
+    layout[[0, 1]] = layout[[1, 0]]
+
+
+def stick_out(batch):
+    last = batch["image_patch_layout"][-1]
+    last[1] = 16
+
+
+def misaligned(batch):
+    big = int((batch["image_patch_layout"][:, 2] == 4).nonzero()[0])
+    batch["image_patch_layout"][big, 1] += 2
+
+
+def size_three(batch):
+    batch["image_patch_layout"][0, 2] = 3
+
+
+def no_layout(batch):
+    del batch["image_patch_layout"]
+
+
+def no_grid(batch):
+    del batch["image_grid_thw"]
+
+
+def float_layout(batch):
+    batch["image_patch_layout"] = batch["image_patch_layout"].float()
+
+
+def flat_layout(batch):
+    batch["image_patch_layout"] = batch["image_patch_layout"].flatten()
+
+
+def list_layout(batch):
+    batch["image_patch_layout"] = batch["image_patch_layout"].tolist()
+
+
+def other_grid(batch):
+    batch["image_grid_thw"] = batch["image_grid_thw"] + torch.tensor([0, 2, 0])
+
+
+def turned_grid(batch):
+    """The area fits, the sides do not."""
+    batch["image_grid_thw"] = batch["image_grid_thw"][:, [0, 2, 1]]
+
+
+def lost_placeholder(batch):
+    where = int((batch["mm_token_type_ids"][0] == 1).nonzero()[0])
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        batch[name] = torch.cat([batch[name][:, :where], batch[name][:, where + 1 :]], dim=1)
+
+
+WRONG = [
+    (drop_a_patch, r"covers \d+ base cells but the image grids .*12, 16.* have 192"),
+    (drop_a_row, "pixel_values has .* rows and image_patch_layout .*, expected one row per patch"),
+    (overlap, "out of canonical order|covered 2 times"),
+    (swap_two, "out of canonical order"),
+    (stick_out, "lies outside its grid"),
+    (misaligned, "not aligned to its own size"),
+    (size_three, "covers .* base cells|not a power of two"),
+    (no_layout, "there is no image_patch_layout; pass everything the processor returned"),
+    (no_grid, "image_patch_layout without image_grid_thw"),
+    (float_layout, "int64, got torch.float32"),
+    (flat_layout, r"\(num_patches, 3\)"),
+    (list_layout, "is a list, expected an int64 tensor .* return_tensors='pt'"),
+    (other_grid, "covers 192 base cells but the image grids .* have 224"),
+    (turned_grid, "of the layout|base cell"),
+    (lost_placeholder, r"the prompt has \d+ image placeholders but image_patch_layout makes \d+ language tokens"),
+]
+
+
+@pytest.fixture
+def computed(model):
+    """How many blocks of either transformer have run."""
+    runs = []
+    for block in [*model.model.visual.blocks, *model.model.language_model.layers]:
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
+    return runs
+
+
+@pytest.mark.parametrize("way", ["forward", "generate"])
+@pytest.mark.parametrize(("spoil", "message"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
+def test_what_does_not_fit_is_refused(spoil, message, way, model, inputs, computed):
+    batch = {name: value.clone() for name, value in inputs.items()}
+    spoil(batch)
+    call = {"forward": model, "generate": model.generate}[way]
+    with pytest.raises(InvalidLayoutError, match=message) as refusal, torch.no_grad():
+        call(**batch)
+    assert isinstance(refusal.value, ValueError)
+    assert not computed
+
+
+def test_an_intact_batch_does_compute(model, inputs, computed):
+    with torch.no_grad():
+        model(**inputs)
+    assert len(computed) == 4
+
+
+def test_layouts_of_two_calls_are_not_mixed(model, processor, prompt, half_plain, computed):
+    first, second = (
+        processor(images=half_plain, text=prompt(), return_tensors="pt", patch_selection_method="budget", alpha=alpha)
+        for alpha in (0.3, 0.5)
+    )
+    for name in ("pixel_values", "image_patch_layout"):
+        with pytest.raises(InvalidLayoutError), torch.no_grad():
+            model(**{**first, name: second[name]})
+    assert not computed
+
+
+def test_the_tower_itself_refuses(model, inputs, computed):
+    visual = model.model.visual
+    with pytest.raises(InvalidLayoutError, match="expected one row per patch"):
+        visual(
+            inputs["pixel_values"][1:], grid_thw=inputs["image_grid_thw"], patch_layout=inputs["image_patch_layout"]
+        )
+    assert not computed
+
+
+def test_upstreams_own_checks_stay(model, inputs):
+    """What upstream refuses, it refuses in its own words."""
+    with pytest.raises(ValueError, match="mm_token_type_ids"):
+        model(**{name: value for name, value in inputs.items() if name != "mm_token_type_ids"})
+    with pytest.raises(ValueError, match="not_an_argument"):
+        model.generate(**inputs, not_an_argument=1)
+    with pytest.raises(ValueError, match="both pixel_values"):
+        model(**inputs, mm_encoder_outputs={"image": None})
+
+
+def test_a_prompt_without_placeholders_is_refused_by_the_processor(processor, half_plain):
+    for text in ("Describe this image", "<image>\nDescribe this image"):
+        with pytest.raises(ValueError):
+            processor(images=half_plain, text=text, return_tensors="pt", images_kwargs=BUDGET)
