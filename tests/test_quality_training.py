@@ -1,4 +1,4 @@
-"""The quality benchmark trains what it says it trains: upstream's model, on upstream's inputs, on repeatable scenes."""
+"""The quality benchmark trains what it says: upstream's model, upstream's inputs, repeatable scenes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Draws scenes: a few details that must be read, and much that need not be looked at closely.
 
-Five kinds are asked about in the benchmark (`KINDS`); `dense`, digits all over, only teaches the vision tower to read.
+Five kinds are asked about in the benchmark (`KINDS`); `drill` and `dense`, digits all over, teach the tower to read.
 Everything follows from the random generator passed in.
 """
 
@@ -227,6 +227,20 @@ def dense(rng: np.random.Generator, split: Split, height: int, width: int, px: i
     return canvas.scene("dense", None, None)
 
 
+def drill(rng: np.random.Generator, split: Split, height: int, width: int, px: int) -> Scene:
+    """Digits in black on white or white on black, nothing else: what a tower that knows nothing can start from."""
+    level = int(rng.integers(226, 256)) if rng.random() < 0.5 else int(rng.integers(0, 30))
+    canvas = Canvas(Image.new("RGB", (width, height), (level,) * 3), rng)
+    for _ in range(int(1.2 * height * width / (4.5 * px * px)) + 1):
+        path = _face(rng, split)
+        word = "".join(str(digit) for digit in rng.integers(0, 10, rng.integers(1, 5)))
+        length = assets.font(path, px).getlength(word)
+        box = canvas.free_box(length + 0.4 * px, 1.0 * px, gap=0.0, tries=6)
+        if box is not None:
+            canvas.text(box[0] + 0.2 * px, box[3] - 0.14 * px, word, path, px, (255 - level,) * 3)
+    return canvas.scene("drill", None, None)
+
+
 _MAKERS: dict[str, Callable[[np.random.Generator, Split, int, int, int], Scene]] = {
     "photo": photo,
     "page": page,
@@ -234,6 +248,7 @@ _MAKERS: dict[str, Callable[[np.random.Generator, Split, int, int, int], Scene]]
     "chart": chart,
     "plain": plain,
     "dense": dense,
+    "drill": drill,
 }
 
 

@@ -27,15 +27,16 @@ class Stage:
     start: float
     cells: tuple[int, int]  # shortest and longest side, in 28-px cells
     px: tuple[int, int]  # size of the text
-    dense: float  # share of batches that teach the tower only
+    tower: float  # share of batches that teach the tower only
+    drill: float = 0.0  # share of those pictures that are black and white
     most: int = 4  # questions per picture
 
 
 PHASE1 = (
-    Stage(0.00, (3, 4), (16, 36), 1.0),
-    Stage(0.04, (3, 5), (10, 36), 1.0),
-    Stage(0.10, (3, 5), (16, 36), 0.25),
-    Stage(0.25, (3, 6), (12, 36), 0.25),
+    Stage(0.00, (3, 4), (18, 28), 1.0, drill=1.0),
+    Stage(0.05, (3, 4), (14, 32), 1.0, drill=0.5),
+    Stage(0.10, (3, 5), (14, 36), 0.3, drill=0.3),
+    Stage(0.25, (3, 6), (11, 36), 0.25, drill=0.1),
     Stage(0.45, (4, 9), (10, 40), 0.15),
     Stage(0.70, (5, 12), (8, 48), 0.08),
     Stage(0.90, (6, 16), (8, 48), 0.0),
@@ -69,11 +70,12 @@ def make_batch(index: int, steps: int, seed: int, patches: int, prompter: Prompt
     if rng.random() < 0.5:
         gh, gw = gw, gh
     height, width, count = gh * CELL, gw * CELL, max(2, patches // (4 * gh * gw))
-    if rng.random() < stage.dense:
+    if rng.random() < stage.tower:
         pairs: list[tuple[Scene, list[Question]]] = []
         for _ in range(count):
             size = _text_px(rng, stage.px[0], min(stage.px[1], height // 2))
-            pairs.append((scenes.make("dense", rng, "train", height, width, size), []))
+            kind = "drill" if rng.random() < stage.drill else "dense"
+            pairs.append((scenes.make(kind, rng, "train", height, width, size), []))
         return collate(pairs, height, width, None)
     return collate(
         [sample(rng, "train", height, width, stage.px, stage.most) for _ in range(count)], height, width, prompter

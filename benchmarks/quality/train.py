@@ -37,24 +37,32 @@ class CellHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.out = nn.Linear(width, SLOTS * _DIGITS + len(THINGS) + len(COLOURS) + 1)
+        self.sizes = [SLOTS * _DIGITS, _DIGITS - 1, len(THINGS), len(COLOURS) + 1]
+        self.out = nn.Linear(width, sum(self.sizes))
 
     def forward(self, merged: Tensor, batch: Batch) -> tuple[Tensor, float]:
         """The loss and the share of digit-holding cells whose digits are all right."""
-        parts = self.out(merged.float()).split([SLOTS * _DIGITS, len(THINGS), len(COLOURS) + 1], -1)
-        slots = parts[0].unflatten(-1, (SLOTS, _DIGITS))
+        slots, present, things, colours = self.out(merged.float()).split(self.sizes, -1)
+        slots = slots.unflatten(-1, (SLOTS, _DIGITS))
         inked = batch.slots[..., 0] != _DIGITS - 1
-        loss = _balanced(slots, batch.slots, inked)
+        loss = _balanced(_cross_entropy(slots, batch.slots), inked)
+        # which digits, in whatever order: far easier to begin with than the slots
+        bag = F.one_hot(batch.slots, _DIGITS).amax(-2)[..., :-1].float()
+        loss = loss + _balanced(F.binary_cross_entropy_with_logits(present, bag, reduction="none").sum(-1), inked)
         covered = batch.things > 0
-        loss = loss + 0.5 * _balanced(parts[1], batch.things, covered)
-        loss = loss + 0.5 * _balanced(parts[2], batch.colours, covered)
+        loss = loss + 0.5 * _balanced(_cross_entropy(things, batch.things), covered)
+        loss = loss + 0.5 * _balanced(_cross_entropy(colours, batch.colours), covered)
         right = (slots.argmax(-1) == batch.slots).all(-1)[inked]
         return loss, right.float().mean().item() if len(right) else math.nan
 
 
-def _balanced(logits: Tensor, target: Tensor, marked: Tensor) -> Tensor:
-    """Mean cross entropy over the marked cells plus half the mean over the others: most cells are empty."""
-    each = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Per element of `target`; the classes are the last axis of `logits`."""
+    return F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
+
+
+def _balanced(each: Tensor, marked: Tensor) -> Tensor:
+    """Mean loss over the marked cells plus half the mean over the others: most cells are empty."""
     total = each[~marked].mean() * 0.5 if (~marked).any() else each.new_zeros(())
     return total + each[marked].mean() if marked.any() else total
 
@@ -206,9 +214,9 @@ def train(run: Path, steps: int, seed: int, lr: float, patches: int, watch_every
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/phase1"), help="folder of the state and the log")
-    parser.add_argument("--steps", type=int, default=18000)
+    parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--stop", type=int, help="leave after this step, to be continued")
-    parser.add_argument("--patches", type=int, default=4096, help="vision patches per step")
+    parser.add_argument("--patches", type=int, default=3072, help="vision patches per step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--watch-every", type=int, default=250, help="steps between lines of the log")
