@@ -34,8 +34,6 @@ GREY_WEIGHTS = (2989, 5870, 1140)
 """ITU-R BT.601 luma, in ten-thousandths: 0.2989 R + 0.5870 G + 0.1140 B."""
 GREY_SCALE = 10_000
 ENTROPY_FRACTION_BITS = 32
-ERROR_FRACTION_BITS = 28
-"""Enough for the squared error of integer pixels at 8×: averages of 64 pixels and weights of 1/16 twice, squared."""
 
 
 def _check_images(images: Tensor, patch_size: int, num_scales: int) -> None:
@@ -193,28 +191,36 @@ def compute_patch_upsample_mse_batched(
     }
     for size in (2**scale for scale in range(1, num_scales)):
         total = torch.stack([square_error(image, patch_size, size) for image in pixels])
-        maps[patch_size * size] = total * (1.0 / (channels * (patch_size * size) ** 2))
+        maps[patch_size * size] = total.double() * (_error_unit(size) / (channels * (patch_size * size) ** 2))
     return {side: _round_up(error, height, width, side, pad_value) for side, error in maps.items()}
 
 
 def _square_error(image: Tensor, patch_size: int, size: int) -> Tensor:
-    """Squared error summed over each complete cell of `size` base patches: `(c, H, W)` -> `(rows, cols)` float64."""
+    """Squared error summed over each complete cell, in units of `_error_unit(size)`: `(c, H, W)` -> int64 cells."""
     side = patch_size * size
     rows, cols = image.shape[-2] // side, image.shape[-1] // side
     if rows * cols == 0:
-        return image.new_zeros((rows, cols), dtype=torch.float64)
+        return image.new_zeros((rows, cols), dtype=torch.int64)
     # every cell alone, so that the scaling up never looks at its neighbours
     cells = rearrange(image[:, : rows * side, : cols * side].float(), "c (h p) (w q) -> (h w) c p q", p=side, q=side)
     restored = F.interpolate(F.avg_pool2d(cells, size), scale_factor=size, mode="bilinear", align_corners=False)
-    return (cells - restored).double().square().sum(dim=(1, 2, 3)).view(rows, cols)
+    square = (cells - restored).double().square() / _error_unit(size)
+    return square.round().long().sum(dim=(1, 2, 3)).view(rows, cols)
 
 
 def _square_error_compiled(image: Tensor, patch_size: int, size: int) -> Tensor:
     """The same sums by the compiled kernel."""
     from apt_code import kernels
 
-    units = kernels.upsample_square_error(image.numpy(), patch_size, size)
-    return torch.from_numpy(units) * (1.0 / (4 * size**4) ** 2)
+    return torch.from_numpy(kernels.upsample_square_error(image.numpy(), patch_size, size))
+
+
+def _error_unit(size: int) -> float:
+    """The squared error of integer pixels is a multiple of this: an average over size², blended twice over 2 size.
+
+    Counted in it, sums over a cell are integers that int64 holds, also for noise at 8×, which is too much for float64.
+    """
+    return 1.0 / (4 * size**4) ** 2
 
 
 @lru_cache(maxsize=1)

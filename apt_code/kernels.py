@@ -75,7 +75,7 @@ def upsample_square_error(image, patch_size, size):  # type: ignore[no-untyped-d
     """Sum of squared errors between every complete cell and its own coarse patch scaled back up.
 
     Pixels are counted in units of `1 / (4 size⁴)` grey levels, in which an area average (over size²) blended twice
-    (over 2 size) is an integer below 2²⁴: float32 holds it exactly, and float64 its squares.
+    (over 2 size) is an integer below 2²⁴: float32 holds it exactly, float64 a column of its squares, int64 a cell.
 
     Args:
         image: `(c, H, W)` uint8.
@@ -83,13 +83,13 @@ def upsample_square_error(image, patch_size, size):  # type: ignore[no-untyped-d
         size: 2, 4 or 8; the cell is `patch_size · size` pixels wide.
 
     Returns:
-        `(rows, cols)` float64, in those units squared.
+        `(rows, cols)` int64, in those units squared.
     """
     channels, height, width = image.shape
     side = patch_size * size
     rows, cols = height // side, width // side
     coarse_width = cols * patch_size
-    errors = np.zeros((rows, cols), np.float64)
+    errors = np.zeros((rows, cols), np.int64)
     unit = np.float32(4 * size**4)
     sums = np.empty((patch_size, coarse_width), np.float32)
     columns = np.empty(cols * side, np.int32)
@@ -123,20 +123,18 @@ def upsample_square_error(image, patch_size, size):  # type: ignore[no-untyped-d
                         step = 1 if shift > 0 else -1
                         beside = np.float32(abs(shift))
                         own = np.float32(2 * size) - beside
-                        for c in range(1, coarse_width - 1):
+                        for c in range(0 if step > 0 else 1, coarse_width - 1 if step > 0 else coarse_width):
                             restored[c * size + j] = own * blend[c] + beside * blend[c + step]
                         # the outermost column of a cell has no neighbour on that side: it stands in for it
                         for c in range(patch_size - 1 if step > 0 else 0, coarse_width, patch_size):
                             restored[c * size + j] = (own + beside) * blend[c]
-                        edge = 0 if step > 0 else coarse_width - 1
-                        restored[edge * size + j] = own * blend[edge] + beside * blend[edge + step]
                     y = row * side + r * size + i
                     for x in range(cols * side):
                         error = unit * np.float32(image[channel, y, x]) - restored[x]
                         squares[x] += np.float64(error) * np.float64(error)
         for col in range(cols):
-            total_square = 0.0
+            total_square = np.int64(0)
             for x in range(col * side, (col + 1) * side):
-                total_square += squares[x]
+                total_square += np.int64(squares[x])
             errors[row, col] = total_square
     return errors
