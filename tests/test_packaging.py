@@ -102,7 +102,7 @@ def test_metadata(wheel):
     runtime = [requirement for requirement in metadata.get_all("Requires-Dist") if "extra ==" not in requirement]
     assert "transformers<6,>=5.18" in runtime
     assert {requirement.split("<")[0].split(">")[0] for requirement in runtime} == {
-        *("einops", "loguru", "numpy", "pillow", "rich", "torch", "torchvision", "transformers", "typer"),
+        *("einops", "loguru", "numba", "numpy", "pillow", "rich", "torch", "torchvision", "transformers", "typer"),
     }
     assert {"demo", "viz", "dev"} <= set(metadata.get_all("Provides-Extra"))
     assert "transformers-apt = transformers_apt.cli:main" in files[f"{DIST_INFO}/entry_points.txt"]
