@@ -44,7 +44,7 @@ PHASE1 = (
 _WEIGHTS = {"photo": 0.26, "page": 0.2, "screenshot": 0.18, "chart": 0.18, "plain": 0.18}
 
 
-def _text_px(rng: np.random.Generator, low: int, high: int) -> int:
+def text_px(rng: np.random.Generator, low: int, high: int) -> int:
     """Log-uniform: every doubling of the size is equally frequent."""
     return round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
 
@@ -54,7 +54,7 @@ def sample(rng: np.random.Generator, split: Split, height: int, width: int, px: 
     kinds, weights = list(_WEIGHTS), list(_WEIGHTS.values())
     while True:
         dy, dx = rng.integers(-13, 14, 2) if rng.random() < 0.25 else (0, 0)
-        size = _text_px(rng, px[0], max(px[0] + 1, min(px[1], width // 3)))
+        size = text_px(rng, px[0], max(px[0] + 1, min(px[1], width // 3)))
         scene = scenes.make(str(rng.choice(kinds, p=weights)), rng, split, height + int(dy), width + int(dx), size)
         asked = draw(rng, scene, most)
         if asked:
@@ -73,7 +73,7 @@ def make_batch(index: int, steps: int, seed: int, patches: int, prompter: Prompt
     if rng.random() < stage.tower:
         pairs: list[tuple[Scene, list[Question]]] = []
         for _ in range(count):
-            size = _text_px(rng, stage.px[0], min(stage.px[1], height // 2))
+            size = text_px(rng, stage.px[0], min(stage.px[1], height // 2))
             kind = "drill" if rng.random() < stage.drill else "dense"
             pairs.append((scenes.make(kind, rng, "train", height, width, size), []))
         return collate(pairs, height, width, None)

@@ -1,0 +1,110 @@
+"""What an evaluation compares: the package's methods, and what a user could do without it.
+
+`random` splits and downscaling are the baselines. Random splits tell whether the importance map matters; downscaling
+is matched picture by picture: never smaller than what it is compared with, in vision patches or in language tokens.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from apt_code import entropy_utils
+
+ALPHAS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
+V2_ALPHAS = (0.5, 1.0, 1.5)
+#: Root mean square errors in grey levels; a threshold on `upsample_mse` is the square.
+RMS = (4, 6, 8, 12, 16, 24, 32)
+IMPORTANCE = ("upsample_mse", "laplacian", "entropy")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        name: unique.
+        series: the curve it belongs to.
+        images_kwargs: for the processor.
+        like: for `downscale`, the name of the setting whose size it matches.
+        equal: in what.
+    """
+
+    name: str
+    series: str
+    images_kwargs: dict[str, Any] = field(default_factory=dict)
+    like: str | None = None
+    equal: Literal["patches", "tokens"] | None = None
+
+
+def _method(name: str, **options: Any) -> dict[str, Any]:
+    return {"patch_selection_method": name, **options}
+
+
+def standard(alphas: Sequence[float] = ALPHAS, importance: Sequence[str] = IMPORTANCE) -> list[Setting]:
+    """The whole comparison, each setting after the one it is matched to."""
+    found = [Setting("off", "off", _method("off")), Setting("v1 entropy [3, 2]", "v1 entropy", _method("v1"))]
+    found += [Setting(f"v2 entropy {a}", "v2 entropy", _method("v2", alpha=a)) for a in V2_ALPHAS]
+    for rms in RMS:
+        options = {"importance_method": "upsample_mse", "thresholds": [float(rms**2)] * 2}
+        found.append(Setting(f"v1 upsample_mse {rms} RMS", "v1 upsample_mse", _method("v1", **options)))
+    for alpha in alphas:
+        for method in (*importance, "random"):
+            options = {"alpha": alpha, "importance_method": method}
+            found.append(Setting(f"budget {method} {alpha}", f"budget {method}", _method("budget", **options)))
+        for equal in ("patches", "tokens"):
+            name, series = f"downscale, {equal} of {alpha}", f"downscale, equal {equal}"
+            if alpha < 1:
+                like = f"budget {importance[0]} {alpha}"
+                found.append(Setting(name, series, _method("off"), like, equal))
+    return found
+
+
+def downscaled(image: Image.Image, cells: int, factor: int = 28) -> Image.Image:
+    """The picture at the smallest size, of about its own shape, that has at least `cells` cells of 28 px."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    unit = factor * factor
+    full = smart_resize(image.height, image.width, factor, unit, 10**9)
+    for most in range(cells, full[0] * full[1] // unit + 1):
+        height, width = smart_resize(image.height, image.width, factor, unit, most * unit)
+        if height * width >= cells * unit:
+            return image.resize((width, height), Image.Resampling.BICUBIC)
+    return image
+
+
+def _random_maps(
+    images: torch.Tensor, patch_size: int = 14, num_scales: int = 3, pad_value: float = 1e6
+) -> dict[int, torch.Tensor]:
+    """Uniform noise instead of importance; it follows from the pixels, so that a run can be repeated."""
+    height, width = images.shape[-2:]
+    maps: dict[int, list[torch.Tensor]] = {patch_size * 2**scale: [] for scale in range(num_scales)}
+    for image in images:
+        seed = zlib.crc32(image.to(torch.uint8).contiguous().cpu().numpy().tobytes())
+        rng = np.random.default_rng(seed)
+        for side, found in maps.items():
+            noise = torch.full((-(-height // side), -(-width // side)), pad_value)
+            rows, cols = height // side, width // side
+            noise[:rows, :cols] = torch.from_numpy(rng.random((rows, cols), dtype=np.float32))
+            found.append(noise)
+    return {side: torch.stack(found).to(images.device) for side, found in maps.items()}
+
+
+@contextmanager
+def extra_importance() -> Iterator[None]:
+    """While open, `importance_method="random"` exists."""
+    table = entropy_utils.IMPORTANCE_METHODS
+    if not isinstance(table, dict):
+        raise TypeError(f"apt_code's table of importance maps is a {type(table).__name__}, expected a dict to add to")
+    table["random"] = entropy_utils.ImportanceMethod(_random_maps, "none", (0.5, 0.5), coarse_scores=False)
+    try:
+        yield
+    finally:
+        del table["random"]
