@@ -12,6 +12,7 @@ pytest.importorskip("font_roboto", reason="pip install -r benchmarks/quality/req
 
 from benchmarks.quality import assets, fast_forward, questions, scenes
 from benchmarks.quality.collate import IGNORE, NO_DIGIT, Prompter, collate
+from benchmarks.quality.mixed import collate_mixed, draw_selection
 from benchmarks.quality.stream import make_batch
 from transformers_apt.tiny_checkpoint import build_config, build_model, build_processor
 
@@ -34,14 +35,15 @@ def samples():
     return found
 
 
-def _upstream_inputs(processor, scene, asked):
+def _upstream_inputs(processor, scene, asked, **images_kwargs):
     turns = []
     for index, question in enumerate(asked):
         picture = [] if index else [{"type": "image"}]
         turns.append({"role": "user", "content": [*picture, {"type": "text", "text": question.text}]})
         turns.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
     text = processor.apply_chat_template(turns)
-    return processor(text=[text], images=[scene.image], images_kwargs={"do_resize": False}, return_tensors="pt")
+    images_kwargs["do_resize"] = False
+    return processor(text=[text], images=[scene.image], images_kwargs=images_kwargs, return_tensors="pt")
 
 
 def _upstream(processor):
@@ -70,7 +72,7 @@ def test_fast_forward_is_upstreams_forward(processor, samples, size):
     batch = collate(samples, *SIZE, Prompter(processor.tokenizer))
     with torch.no_grad():
         w = fast_forward.weights(model, torch.float32)
-        merged = fast_forward.tower(w, model.config, batch.patches, batch.grid)
+        merged = fast_forward.tower(w, model.config, batch)
         logits, labels = fast_forward.answer_logits(w, model.config, merged, batch)
         start = 0
         for row, (scene, asked) in enumerate(samples):
@@ -87,7 +89,7 @@ def test_every_parameter_learns(processor, samples):
     model = build_model(build_config("test", processor.tokenizer), seed=0)
     batch = collate(samples, *SIZE, Prompter(processor.tokenizer))
     w = fast_forward.weights(model, torch.bfloat16)
-    merged = fast_forward.tower(w, model.config, batch.patches, batch.grid)
+    merged = fast_forward.tower(w, model.config, batch)
     logits, labels = fast_forward.answer_logits(w, model.config, merged, batch)
     torch.nn.functional.cross_entropy(logits, labels).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
@@ -139,3 +141,39 @@ def test_unknown_kind_and_split_are_refused():
         scenes.make("poster", np.random.default_rng(0), "train", 224, 224, 16)
     with pytest.raises(ValueError, match="expected one of"):
         assets.photos("val")
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"patch_selection_method": "budget", "alpha": 0.4, "importance_method": "upsample_mse"},
+        {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [100.0, 100.0]},
+        {"patch_selection_method": "v2", "alpha": 0.8},
+    ],
+)
+def test_fast_forward_on_mixed_patches_is_the_products_forward(processor, samples, selection):
+    import transformers_apt
+
+    model = build_model(build_config("test", processor.tokenizer), seed=0)
+    batch = collate_mixed(samples, *SIZE, Prompter(processor.tokenizer), selection)
+    assert batch.mixed is not None
+    with torch.no_grad(), transformers_apt.applied():
+        w = fast_forward.weights(model, torch.float32)
+        merged = fast_forward.tower(w, model.config, batch)
+        logits, labels = fast_forward.answer_logits(w, model.config, merged, batch)
+        start = 0
+        for row, (scene, asked) in enumerate(samples):
+            inputs = _upstream_inputs(build_processor(questions.WORDS), scene, asked, **selection)
+            assert len(inputs["pixel_values"]) == int(batch.mixed.valid[row].sum())
+            expected = model(**inputs).logits[0]
+            places = (batch.labels[row] != IGNORE).nonzero()[:, 0]
+            ours = logits[start : start + len(places)]
+            assert torch.allclose(ours, expected[places], atol=1e-4), (ours - expected[places]).abs().max()
+            assert torch.equal(labels[start : start + len(places)], inputs["input_ids"][0, places + 1])
+            start += len(places)
+
+
+def test_random_selections_are_all_accepted(processor, samples):
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        collate_mixed(samples[:1], *SIZE, Prompter(processor.tokenizer), draw_selection(rng))

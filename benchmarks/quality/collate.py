@@ -28,10 +28,20 @@ _COLOUR_INDEX = {name: index + 1 for index, name in enumerate(COLOURS)}
 
 
 @dataclass
+class Mixed:
+    """Where the patches of mixed-scale pictures lie; rows are padded to the longest of the batch."""
+
+    centres: Tensor  # (b, n, 2) float32 (row, col), in 14-px units
+    valid: Tensor  # (b, n) bool
+    sources: Tensor  # (b, t, 4) int64: the patches that the merger reads for each language token
+    tokens: Tensor  # (b, t) bool: which of them exist
+
+
+@dataclass
 class Batch:
     """What one training step needs; `ids` is None for pictures without questions."""
 
-    patches: Tensor  # (b, n, 588) uint8, canonical order, channel-first pixels of one frame
+    patches: Tensor  # (b, n, 588) uint8 or float32 grey levels, canonical order, channel-first pixels of one frame
     grid: tuple[int, int]  # (h, w)
     slots: Tensor  # (b, m, SLOTS) int64: the digits whose centre lies in the cell, in reading order, then NO_DIGIT
     things: Tensor  # (b, m) int64: index into THINGS of what covers the cell's centre
@@ -40,6 +50,7 @@ class Batch:
     labels: Tensor | None = None  # (b, l) int64: the next token where it belongs to an answer, else IGNORE
     positions: Tensor | None = None  # (3, b, l) int64, M-RoPE
     types: list[list[str]] | None = None  # question types of each picture, in order
+    mixed: Mixed | None = None  # None: uniform patches
 
 
 def to_patches(image: np.ndarray) -> np.ndarray:
@@ -95,12 +106,15 @@ class Prompter:
             labels += [IGNORE] * (len(prompt) - 1) + [*answer, IGNORE]
         return ids, labels
 
-    def positions(self, grid: tuple[int, int], length: int) -> np.ndarray:
-        """(3, l) M-RoPE positions of a conversation of `length` tokens about a picture of `grid` patches."""
+    def positions(self, grid: tuple[int, int], length: int, cells: np.ndarray | None = None) -> np.ndarray:
+        """(3, l) M-RoPE positions of a conversation of `length` tokens about a picture of `grid` patches.
+
+        `cells` (t, 2) names the merged cell of each picture token; by default every cell, in raster order.
+        """
         gh, gw, start = grid[0] // 2, grid[1] // 2, len(self.encode(self.head))
-        row, col = np.divmod(np.arange(gh * gw), gw)
+        row, col = np.divmod(np.arange(gh * gw), gw) if cells is None else cells.T
         image = start + np.stack([np.zeros_like(row), row, col])
-        after = start + max(gh, gw) + np.arange(length - start - gh * gw)
+        after = start + max(gh, gw) + np.arange(length - start - len(row))
         before = np.arange(start)
         return np.concatenate([np.stack([before] * 3), image, np.stack([after] * 3)], axis=1)
 
@@ -125,12 +139,25 @@ def collate(samples: list[tuple[Scene, list[Question]]], height: int, width: int
     )
     if prompter is None:
         return batch
-    pairs = [prompter.tokens(grid[0] * grid[1] // 4, asked) for _, asked in samples]
+    add_questions(batch, [asked for _, asked in samples], prompter)
+    return batch
+
+
+def add_questions(
+    batch: Batch, asked: list[list[Question]], prompter: Prompter, cells: list[np.ndarray] | None = None
+) -> None:
+    """Fills in the text of a batch; `cells` (t, 2) are the merged cells of each picture's tokens, if not all."""
+    every = batch.grid[0] * batch.grid[1] // 4
+    counts = [every] * len(asked) if cells is None else [len(found) for found in cells]
+    pairs = [prompter.tokens(count, questions) for count, questions in zip(counts, asked, strict=True)]
     length = max(len(ids) for ids, _ in pairs)
     length = -(-length // 8) * 8
     batch.ids = torch.tensor([ids + [prompter.pad_id] * (length - len(ids)) for ids, _ in pairs])
     batch.labels = torch.tensor([labels + [IGNORE] * (length - len(labels)) for _, labels in pairs])
-    positions = torch.from_numpy(prompter.positions(grid, length))
-    batch.positions = positions[:, None].expand(3, len(pairs), length)
-    batch.types = [[question.type for question in asked] for _, asked in samples]
-    return batch
+    if cells is None:
+        one = torch.from_numpy(prompter.positions(batch.grid, length))
+        batch.positions = one[:, None].expand(3, len(pairs), length)
+    else:
+        each = [prompter.positions(batch.grid, length, found) for found in cells]
+        batch.positions = torch.from_numpy(np.stack(each, 1))
+    batch.types = [[question.type for question in questions] for questions in asked]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.quality.train import Trainer
+from benchmarks.quality.train import PHASES, Trainer
 
 _CARD = """\
 ---
@@ -38,7 +38,7 @@ def export(run: Path, out: Path, command: str, patches: str) -> Path:
     """Saves the run's model and processor, with a model card that says where they come from."""
     if not (run / "state.pt").exists():
         raise FileNotFoundError(f"{run} has no state.pt: train first with `python -m benchmarks.quality.train`")
-    trainer = Trainer(run, seed=0, lr=0.0)
+    trainer = Trainer(run, seed=0, phase=PHASES[1])
     trainer.model.to(torch.bfloat16).save_pretrained(out)
     trainer.processor.save_pretrained(out)
     lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()

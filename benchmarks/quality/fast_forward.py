@@ -35,15 +35,20 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def _vision_angles(grid: tuple[int, int], head_dim: int, theta: float) -> Tensor:
-    """(n, head_dim/2) angles of 2-D RoPE in canonical order: rows in the first half, columns in the second."""
+def _uniform_centres(grid: tuple[int, int]) -> Tensor:
+    """(n, 2) rows and columns of a uniform grid in canonical order."""
     height, width = grid
     row, col = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     # (h/2, 2, w/2, 2) -> (h/2, w/2, 2, 2)
     row, col = (x.reshape(height // 2, 2, width // 2, 2).transpose(1, 2).reshape(-1) for x in (row, col))
+    return torch.stack([row, col], -1).float()
+
+
+def _vision_angles(centres: Tensor, head_dim: int, theta: float) -> Tensor:
+    """(..., n, 2) centres -> (..., n, head_dim/2) angles of 2-D RoPE: first those of the rows, then the columns."""
     half = head_dim // 2
     frequency = 1.0 / theta ** (torch.arange(0, half, 2).float() / half)
-    return torch.cat([row[:, None] * frequency, col[:, None] * frequency], -1)
+    return (centres[..., None] * frequency).flatten(-2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -54,12 +59,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
     return torch.matmul(torch.softmax(scores, -1), v)
 
 
-def _vision_block(x: Tensor, cos: Tensor, sin: Tensor, p: list[Tensor], heads: int) -> Tensor:
+def _vision_block(
+    x: Tensor, cos: Tensor, sin: Tensor, p: list[Tensor], heads: int, mask: Tensor | None = None
+) -> Tensor:
     n1w, n1b, qkv_w, qkv_b, out_w, out_b, n2w, n2b, up_w, up_b, down_w, down_b = p
     b, n, e = x.shape
     y = F.linear(F.layer_norm(x, (e,), n1w, n1b, 1e-6), qkv_w, qkv_b)
     q, k, v = y.view(b, n, 3, heads, e // heads).permute(2, 0, 3, 1, 4).unbind(0)  # each (b, k, n, e/k)
-    y = _attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v)
+    y = _attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v, mask)
     x = x + F.linear(y.transpose(1, 2).reshape(b, n, e), out_w, out_b)
     y = F.linear(F.layer_norm(x, (e,), n2w, n2b, 1e-6), up_w, up_b)
     return x + F.linear(y * torch.sigmoid(1.702 * y), down_w, down_b)
@@ -79,9 +86,10 @@ _TEXT_NAMES = [
 ]
 
 
-def tower(w: Weights, config, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(b, n, 588) uint8 patch rows -> (b, m, d) merged tokens."""
+def tower(w: Weights, config, batch: Batch) -> Tensor:
+    """(b, n, 588) patch rows -> (b, m, d) merged tokens, or (b, t, d) of mixed-scale pictures."""
     vision, kernel = config.vision_config, w["model.visual.patch_embed.proj.weight"]
+    patches, mixed = batch.patches, batch.mixed
     b, n, _ = patches.shape
     dtype = kernel.dtype
     scale = 1 / 255 / torch.tensor(_STD)
@@ -90,13 +98,21 @@ def tower(w: Weights, config, patches: Tensor, grid: tuple[int, int]) -> Tensor:
     # the frames of a still picture are equal: (e, c, t, p, p) -> (e, c·p·p)
     x = F.linear(pixels.to(dtype).flatten(2), kernel.sum(2).flatten(1))
     head_dim = vision.embed_dim // vision.num_heads
-    angles = _vision_angles(grid, head_dim, vision.rope_parameters["rope_theta"])
+    centres = _uniform_centres(batch.grid) if mixed is None else mixed.centres[:, None]  # (n, 2) or (b, 1, n, 2)
+    angles = _vision_angles(centres, head_dim, vision.rope_parameters["rope_theta"])
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    mask = None
+    if mixed is not None and not mixed.valid.all():
+        mask = torch.where(mixed.valid, 0.0, -1e4)[:, None, None].to(dtype)  # (b, 1, 1, n)
     for index in range(vision.depth):
         p = [w[f"model.visual.blocks.{index}.{name}"] for name in _VISION_NAMES]
-        x = _vision_block(x, cos, sin, p, vision.num_heads)
+        x = _vision_block(x, cos, sin, p, vision.num_heads, mask)
     name = "model.visual.merger."
-    x = F.layer_norm(x, x.shape[-1:], w[name + "ln_q.weight"], w[name + "ln_q.bias"], 1e-6).view(b, n // 4, -1)
+    x = F.layer_norm(x, x.shape[-1:], w[name + "ln_q.weight"], w[name + "ln_q.bias"], 1e-6)
+    if mixed is None:
+        x = x.view(b, n // 4, -1)
+    else:  # (b, n, e) -> (b, t, 4, e): a coarse patch stands in all four places
+        x = x[torch.arange(b)[:, None, None], mixed.sources].flatten(2)
     x = F.gelu(F.linear(x, w[name + "mlp.0.weight"], w[name + "mlp.0.bias"]))
     return F.linear(x, w[name + "mlp.2.weight"], w[name + "mlp.2.bias"])
 
@@ -133,8 +149,12 @@ def answer_logits(w: Weights, config, merged: Tensor, batch: Batch) -> tuple[Ten
     if batch.ids is None or batch.labels is None or batch.positions is None:
         raise ValueError("the batch has no questions: collate it with a prompter")
     x = F.embedding(batch.ids, w[name + "embed_tokens.weight"])
-    start = int((batch.ids[0] == config.image_token_id).nonzero()[0])
-    x = torch.cat([x[:, :start], merged, x[:, start + merged.shape[1] :]], 1)
+    if batch.mixed is None:
+        start = int((batch.ids[0] == config.image_token_id).nonzero()[0])
+        x = torch.cat([x[:, :start], merged, x[:, start + merged.shape[1] :]], 1)
+    else:
+        places = (batch.ids == config.image_token_id).nonzero(as_tuple=True)
+        x = x.index_put(places, merged[batch.mixed.tokens])
     angles = _text_angles(batch.positions, text.hidden_size // text.num_attention_heads, text.rope_parameters)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     for index in range(text.num_hidden_layers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from benchmarks.quality import scenes
 from benchmarks.quality.assets import Split
 from benchmarks.quality.canvas import Scene
 from benchmarks.quality.collate import CELL, Batch, Prompter, collate
+from benchmarks.quality.mixed import collate_mixed, draw_selection
 from benchmarks.quality.questions import Question, draw
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class Stage:
     tower: float  # share of batches that teach the tower only
     drill: float = 0.0  # share of those pictures that are black and white
     most: int = 4  # questions per picture
+    mixed: bool = False  # mixed-scale patches under random settings
 
 
 PHASE1 = (
@@ -41,6 +44,7 @@ PHASE1 = (
     Stage(0.70, (5, 12), (8, 48), 0.08),
     Stage(0.90, (6, 16), (8, 48), 0.0),
 )
+PHASE2 = (Stage(0.0, (4, 12), (8, 48), 0.0, mixed=True), Stage(0.6, (6, 16), (8, 48), 0.0, mixed=True))
 _WEIGHTS = {"photo": 0.26, "page": 0.2, "screenshot": 0.18, "chart": 0.18, "plain": 0.18}
 
 
@@ -77,9 +81,10 @@ def make_batch(index: int, steps: int, seed: int, patches: int, prompter: Prompt
             kind = "drill" if rng.random() < stage.drill else "dense"
             pairs.append((scenes.make(kind, rng, "train", height, width, size), []))
         return collate(pairs, height, width, None)
-    return collate(
-        [sample(rng, "train", height, width, stage.px, stage.most) for _ in range(count)], height, width, prompter
-    )
+    found = [sample(rng, "train", height, width, stage.px, stage.most) for _ in range(count)]
+    if stage.mixed:
+        return collate_mixed(found, height, width, prompter, draw_selection(rng))
+    return collate(found, height, width, prompter)
 
 
 class _Stream(IterableDataset):
@@ -89,6 +94,8 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's own handler is not for this process
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         prompter = Prompter(self.tokenizer)
         for index in range(self.start, self.steps):
             yield make_batch(index, *self.arguments, prompter, self.stages)

@@ -1,4 +1,7 @@
-"""Trains the benchmark's Qwen2-VL from scratch on uniform patches: `python -m benchmarks.quality.train`.
+"""Trains the benchmark's Qwen2-VL.
+
+Phase 1, from scratch on uniform patches: `python -m benchmarks.quality.train --run runs/phase1`.
+Phase 2, on under random selection settings: `python -m benchmarks.quality.train --phase 2 --run runs/phase2`.
 
 Run the same command again to continue where it stopped. `--steps` may change in between: the curriculum and the
 learning rate follow the fraction of the steps that is done.
@@ -10,8 +13,10 @@ import argparse
 import json
 import math
 import os
+import signal
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,7 @@ from benchmarks.quality import fast_forward
 from benchmarks.quality.canvas import COLOURS
 from benchmarks.quality.collate import SLOTS, THINGS, Batch, Prompter
 from benchmarks.quality.questions import WORDS
-from benchmarks.quality.stream import batches, held_out
+from benchmarks.quality.stream import PHASE1, PHASE2, Stage, batches, held_out
 from transformers_apt.tiny_checkpoint import build_config, build_model, build_processor
 
 _DIGITS = 11
@@ -79,15 +84,31 @@ def make_optimizers(model: nn.Module, head: nn.Module, lr: float) -> list[torch.
     ]
 
 
-def lr_factor(step: int, steps: int, warmup: int = 150) -> float:
-    """Warm up, hold, then fall linearly to a twentieth over the last 40 %."""
-    rise = min(1.0, (step + 1) / warmup)
-    return rise * (1.0 if step < 0.6 * steps else max(0.03, (steps - step) / (0.4 * steps)))
+@dataclass(frozen=True)
+class Phase:
+    """What one phase of the training is."""
+
+    stages: tuple[Stage, ...]
+    lr: float
+    hold: float  # share of the steps before the learning rate starts to fall
+    warmup: int
+    aux: bool  # whether the tower is also taught cell by cell
+    steps: int
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Warm up, hold, then fall linearly to 3 %."""
+        rise = min(1.0, (step + 1) / self.warmup)
+        return self.lr * rise * min(1.0, max(0.03, (steps - step) / ((1 - self.hold) * steps)))
+
+    def aux_at(self, fraction: float) -> float:
+        """Full until 75 % of the training, gone at 95 %."""
+        return min(1.0, max(0.0, (0.95 - fraction) / 0.2)) if self.aux else 0.0
 
 
-def aux_weight(fraction: float) -> float:
-    """Full until 75 % of the training, gone at 95 %."""
-    return min(1.0, max(0.0, (0.95 - fraction) / 0.2))
+PHASES = {
+    1: Phase(PHASE1, lr=2e-3, hold=0.6, warmup=150, aux=True, steps=12000),
+    2: Phase(PHASE2, lr=6e-4, hold=0.2, warmup=50, aux=False, steps=1500),
+}
 
 
 @torch.no_grad()
@@ -99,7 +120,7 @@ def watch(model, evaluation: list[Batch]) -> dict[str, float]:
     hits: dict[str, list[bool]] = defaultdict(list)
     w = fast_forward.weights(model, torch.bfloat16)
     for batch in evaluation:
-        merged = fast_forward.tower(w, model.config, batch.patches, batch.grid)
+        merged = fast_forward.tower(w, model.config, batch)
         logits, labels = fast_forward.answer_logits(w, model.config, merged, batch)
         rows = (batch.labels >= 0).nonzero()[:, 0]
         wrong = set(rows[logits.argmax(-1) != labels].tolist())
@@ -111,18 +132,22 @@ def watch(model, evaluation: list[Batch]) -> dict[str, float]:
 class Trainer:
     """Model, optimizers and the place they are kept."""
 
-    def __init__(self, run: Path, seed: int, lr: float) -> None:
-        self.run, self.lr = run, lr
+    def __init__(self, run: Path, seed: int, phase: Phase, origin: Path | None = None) -> None:
+        self.run, self.phase = run, phase
         run.mkdir(parents=True, exist_ok=True)
         self.processor = build_processor(WORDS)
         self.model = build_model(build_config("demo", self.processor.tokenizer), seed).train()
         torch.manual_seed(seed)
         self.head = CellHead(self.model.config.text_config.hidden_size)
-        self.optimizers = make_optimizers(self.model, self.head, lr)
+        self.optimizers = make_optimizers(self.model, self.head, phase.lr)
         self.step, self.images = 0, 0
         self.state = run / "state.pt"
         if self.state.exists():
             self._load()
+        elif origin is not None:
+            if not (origin / "state.pt").exists():
+                raise FileNotFoundError(f"{origin} has no state.pt: train phase 1 there first, or pass --origin")
+            self.model.load_state_dict(torch.load(origin / "state.pt", weights_only=True)["model"])
 
     def _load(self) -> None:
         state = torch.load(self.state, weights_only=True)
@@ -151,13 +176,12 @@ class Trainer:
             file.write(json.dumps(record) + "\n")
 
     def train_step(self, batch: Batch, steps: int) -> dict[str, float]:
-        weight = aux_weight(self.step / steps)
-        factor = self.lr * lr_factor(self.step, steps)
+        weight = self.phase.aux_at(self.step / steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = factor
+                group["lr"] = self.phase.lr_at(self.step, steps)
         w = fast_forward.weights(self.model, torch.bfloat16)
-        merged = fast_forward.tower(w, self.model.config, batch.patches, batch.grid)
+        merged = fast_forward.tower(w, self.model.config, batch)
         loss, found = merged.new_zeros((), dtype=torch.float32), {}
         if weight > 0:
             aux, found["cells"] = self.head(merged, batch)
@@ -179,25 +203,28 @@ class Trainer:
         return found
 
 
-def train(run: Path, steps: int, seed: int, lr: float, patches: int, watch_every: int, stop: int | None) -> None:
-    trainer = Trainer(run, seed, lr)
+def train(trainer: Trainer, steps: int, seed: int, patches: int, watch_every: int, stop: int | None) -> None:
+    """Trains to `steps`, or to `stop`, or until it is asked to end (SIGTERM, Ctrl-C): then it saves and leaves."""
+    ended: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: ended.append(number))
     tokenizer = trainer.processor.tokenizer
     evaluation = held_out(seed, 240, Prompter(tokenizer))
     sums: dict[str, list[float]] = defaultdict(list)
     began = saved = time.monotonic()
     first = trainer.images
     bar = tqdm(total=steps, initial=trainer.step, unit="step", mininterval=5, smoothing=0.05)
-    for batch in batches(trainer.step, steps, seed, patches, tokenizer):
+    for batch in batches(trainer.step, steps, seed, patches, tokenizer, trainer.phase.stages):
         for key, value in trainer.train_step(batch, steps).items():
             if not math.isnan(value):
                 sums[key].append(value)
         bar.update()
-        done = trainer.step == steps or trainer.step == stop
+        done = trainer.step == steps or trainer.step == stop or bool(ended)
         if trainer.step % watch_every == 0 or done:
             means = {key: round(sum(values) / len(values), 4) for key, values in sums.items()}
             record = {"step": trainer.step, "steps": steps, "images": trainer.images, **means}
             record["images_per_s"] = round((trainer.images - first) / (time.monotonic() - began), 1)
-            if trainer.step >= 0.1 * steps:
+            if not trainer.phase.aux or trainer.step >= 0.1 * steps:
                 record["held_out"] = watch(trainer.model, evaluation)
             trainer.log(record)
             bar.write(json.dumps(record))
@@ -213,24 +240,23 @@ def train(run: Path, steps: int, seed: int, lr: float, patches: int, watch_every
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/phase1"), help="folder of the state and the log")
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--phase", type=int, default=1, choices=sorted(PHASES))
+    parser.add_argument("--run", type=Path, help="folder of the state and the log; runs/phase1 or runs/phase2")
+    parser.add_argument("--origin", type=Path, default=Path("runs/phase1"), help="where phase 2 starts from")
+    parser.add_argument("--steps", type=int, help="12000 for phase 1, 1500 for phase 2")
     parser.add_argument("--stop", type=int, help="leave after this step, to be continued")
     parser.add_argument("--patches", type=int, default=3072, help="vision patches per step")
-    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--watch-every", type=int, default=250, help="steps between lines of the log")
     parser.add_argument("--threads", type=int, default=1, help="compute threads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    phase = PHASES[options.phase]
+    run = options.run or Path(f"runs/phase{options.phase}")
+    trainer = Trainer(run, options.seed, phase, options.origin if options.phase == 2 else None)
+    steps = options.steps or phase.steps
     train(
-        options.run,
-        options.steps,
-        options.seed,
-        options.lr,
-        options.patches,
-        options.watch_every,
-        options.stop,
+        trainer, steps, options.seed + 1000 * (options.phase - 1), options.patches, options.watch_every, options.stop
     )
 
 

@@ -1,0 +1,76 @@
+"""Training batches of mixed-scale patches, each under a selection setting drawn at random: phase 2.
+
+The tiling comes from the package itself, so that the model practises on what it will be given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from apt_code import PatchTokenizer
+from apt_code.patch_packing import pack_patches
+from benchmarks.quality.canvas import Scene
+from benchmarks.quality.collate import PATCH, Batch, Mixed, Prompter, add_questions, collate
+from benchmarks.quality.questions import Question
+
+
+def draw_selection(rng: np.random.Generator) -> dict[str, Any] | None:
+    """A random setting, or None, one time in five, for upstream's uniform patches.
+
+    A budget from a tenth of the patches up under any importance, a threshold on the reconstruction error from 4 to 40
+    grey levels, one on the entropy, or a multiple of its mean.
+    """
+    turn = rng.random()
+    if turn < 0.2:
+        return None
+    if turn < 0.65:
+        method = str(rng.choice(["upsample_mse", "upsample_mse", "laplacian", "entropy"]))
+        return {"patch_selection_method": "budget", "alpha": float(rng.uniform(0.1, 0.8)), "importance_method": method}
+    if turn < 0.85:
+        threshold = float(np.exp(rng.uniform(np.log(4), np.log(40)))) ** 2
+        return {
+            "patch_selection_method": "v1",
+            "importance_method": "upsample_mse",
+            "thresholds": [threshold, threshold],
+        }
+    if turn < 0.93:
+        thresholds = [float(rng.uniform(2, 5)), float(rng.uniform(1, 4))]
+        return {"patch_selection_method": "v1", "thresholds": thresholds}
+    return {"patch_selection_method": "v2", "alpha": float(rng.uniform(0.3, 1.5))}
+
+
+def collate_mixed(
+    samples: list[tuple[Scene, list[Question]]],
+    height: int,
+    width: int,
+    prompter: Prompter,
+    selection: dict[str, Any] | None,
+) -> Batch:
+    """One batch of pictures resized to `height` by `width`, tiled as `selection` says."""
+    if selection is None:
+        return collate(samples, height, width, prompter)
+    tokenizer = PatchTokenizer(num_scales=3, base_patch_size=PATCH, **selection)
+    rows, layouts = [], []
+    for scene, _ in samples:
+        image = scene.image.resize((width, height), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]  # (1, c, H, W)
+        layouts += tokenizer.select_layouts(pixels)
+        rows.append(pack_patches(pixels, layouts[-1:], PATCH).flatten(1))
+    empty = torch.empty(0)
+    batch = Batch(torch.nn.utils.rnn.pad_sequence(rows, True), (height // PATCH, width // PATCH), empty, empty, empty)
+    pad = torch.nn.utils.rnn.pad_sequence
+    sources = [layout.merger_index.view(-1, 4) for layout in layouts]
+    batch.mixed = Mixed(
+        centres=pad([layout.centres for layout in layouts], True),
+        valid=pad([torch.ones(len(found), dtype=torch.bool) for found in rows], True),
+        sources=pad(sources, True),
+        tokens=pad([torch.ones(len(found), dtype=torch.bool) for found in sources], True),
+    )
+    add_questions(
+        batch, [asked for _, asked in samples], prompter, [layout.language_cells.numpy() for layout in layouts]
+    )
+    return batch
