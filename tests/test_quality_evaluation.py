@@ -1,0 +1,153 @@
+"""The quality benchmark's evaluation: fair matches, right intervals, and the public path from picture to table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("skimage")
+pytest.importorskip("sklearn")
+pytest.importorskip("font_roboto", reason="pip install -r benchmarks/quality/requirements.txt")
+
+import transformers_apt
+from benchmarks.quality import evaluate, items, questions, report, settings
+from transformers_apt.tiny_checkpoint import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("model"), "test", seed=1, words=questions.WORDS)
+
+
+def _options(model, out, **changes):
+    options = {
+        "model": str(model),
+        "out": out,
+        "questions": None,
+        "images": None,
+        "count": 6,
+        "seed": 1,
+        "settings": ["off", "budget*0.3", "downscale*0.3"],
+        "batch": 4,
+        "new_tokens": 2,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return argparse.Namespace(**(options | changes))
+
+
+@pytest.fixture
+def patched():
+    with transformers_apt.applied():
+        yield
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"), [(8, 10, 0.4902, 0.9433), (0, 20, 0.0, 0.1611), (50, 50, 0.9287, 1.0)]
+)
+def test_wilson_interval(right, count, low, high):
+    assert report.wilson(right, count) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_wilson_refuses_what_is_no_share():
+    with pytest.raises(ValueError, match="expected 0 <= right"):
+        report.wilson(3, 2)
+
+
+@pytest.mark.parametrize("size", [(224, 448), (301, 260), (448, 300)])
+@pytest.mark.parametrize("cells", [1, 7, 20, 61])
+def test_downscaling_never_gets_less_than_what_it_is_compared_with(size, cells):
+    small = settings.downscaled(Image.new("RGB", size), cells)
+    assert small.width % 28 == small.height % 28 == 0
+    found = small.width * small.height // 784
+    assert cells <= found <= cells * 1.4 + 3
+    assert small.width <= size[0] + 14 and small.height <= size[1] + 14
+
+
+def test_drawn_items_repeat_and_cover_every_type():
+    first, again, other = (items.generated(24, seed) for seed in (1, 1, 2))
+    assert items.fingerprint(first) == items.fingerprint(again) != items.fingerprint(other)
+    groups = [group for item in first for group in item.groups]
+    assert groups.count("read") == 12
+    assert {"colour", "count", "where"} <= set(groups)
+    for item in first:
+        assert min(item.load().size) >= 224 and max(item.load().size) <= 448
+
+
+def test_score_counts_by_group_and_forgives_case_and_full_stop():
+    picture = Image.new("RGB", (28, 28))
+    asked = [items.Item(lambda: picture, "?", ("Red", "crimson"), (group,)) for group in "aab"]
+    found = evaluate.score(asked, ["red.", "blue", " Crimson "])
+    assert {name: (group["right"], group["n"]) for name, group in found.items()} == {
+        "all": (2, 3),
+        "a": (1, 2),
+        "b": (1, 1),
+    }
+
+
+def test_evaluation_matches_sizes_and_continues(model, tmp_path, patched):
+    results = evaluate.evaluate(_options(model, tmp_path))
+    rows = {row["name"]: row for row in results["settings"]}
+    budgets = [rows[f"budget {name} 0.3"]["patches"] for name in (*settings.IMPORTANCE, "random")]
+    assert len(set(budgets)) == 1 and budgets[0] < 0.31 * rows["off"]["patches"]
+    kept = json.loads((tmp_path / "answers.json").read_text())
+    for equal in ("patches", "tokens"):
+        ours, theirs = kept["budget upsample_mse 0.3"][equal], kept[f"downscale, {equal} of 0.3"][equal]
+        assert all(a <= b for a, b in zip(ours, theirs, strict=True))
+    assert "| off |" in (tmp_path / "results.md").read_text()
+    assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy_per_patches.png", "accuracy_per_tokens.png"}
+
+    before = (tmp_path / "results.json").read_text()
+    evaluate.evaluate(_options(model, tmp_path))
+    assert (tmp_path / "results.json").read_text() == before
+    with pytest.raises(ValueError, match="another model or other questions"):
+        evaluate.evaluate(_options(model, tmp_path, seed=2))
+
+
+def test_own_questions(model, tmp_path, patched):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    file = tmp_path / "questions.jsonl"
+    file.write_text(
+        json.dumps({"image": "a.png", "question": "What is it?", "answers": ["noise"], "group": "x"}) + "\n"
+    )
+    results = evaluate.evaluate(_options(model, tmp_path / "out", questions=file, settings=["off", "v1 entropy*"]))
+    assert [row["groups"]["x"]["n"] for row in results["settings"]] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "expected an object"),
+        ('{"image": "a.png", "question": "?"}', "expected an object"),
+        ('{"image": "a.png", "question": "?", "answers": "x"}', "expected a list of strings"),
+        ('{"image": "none.png", "question": "?", "answers": ["x"]}', "does not exist"),
+        ("", "holds no questions"),
+    ],
+)
+def test_bad_questions_are_refused_with_their_line(tmp_path, line, message):
+    file = tmp_path / "questions.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        items.from_file(file, None)
+
+
+def test_random_splits_repeat_and_exist_only_inside():
+    import torch
+
+    from apt_code import PatchTokenizer
+
+    images = torch.randint(0, 256, (2, 3, 112, 168), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with settings.extra_importance():
+        tokenizer = PatchTokenizer(
+            base_patch_size=14, patch_selection_method="budget", alpha=0.5, importance_method="random"
+        )
+        first, alone = tokenizer.select_layouts(images), tokenizer.select_layouts(images[1:])
+    assert torch.equal(first[1].patches, alone[0].patches)
+    assert not torch.equal(first[0].patches, first[1].patches)
+    with pytest.raises(ValueError, match="importance_method"):
+        PatchTokenizer(importance_method="random")
