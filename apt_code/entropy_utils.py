@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from loguru import logger
 from torch import Tensor
 
+from apt_code.compilation import can_compile
 from apt_code.patch_selection import PAD_VALUE as PAD_VALUE
 from apt_code.patch_selection import (  # noqa: F401  the founding documents import these from here
     select_patches_by_budget,
@@ -111,7 +111,7 @@ def compute_patch_entropy_batched(
     height, width = images.shape[-2:]
     sides = [patch_size * 2**scale for scale in range(num_scales)]
     table = _count_log_table(sides[-1] ** 2)
-    count = _entropy_sums_compiled if _can_compile(images) else _entropy_sums
+    count = _entropy_sums_compiled if can_compile(images) else _entropy_sums
     sums = [count(image, patch_size, num_scales, bins, table) for image in images.contiguous()]
     maps = {}
     for scale, side in enumerate(sides):
@@ -185,7 +185,7 @@ def compute_patch_upsample_mse_batched(
     height, width = images.shape[-2:]
     channels = images.shape[1]
     pixels = images.contiguous()  # one memory layout, so one compilation
-    square_error = _square_error_compiled if _can_compile(images) else _square_error
+    square_error = _square_error_compiled if can_compile(images) else _square_error
     maps = {
         patch_size: images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
     }
@@ -221,21 +221,6 @@ def _error_unit(size: int) -> float:
     Counted in it, sums over a cell are integers that int64 holds, also for noise at 8×, which is too much for float64.
     """
     return 1.0 / (4 * size**4) ** 2
-
-
-@lru_cache(maxsize=1)
-def _numba_is_there() -> bool:
-    try:
-        from apt_code import kernels  # noqa: F401
-    except ImportError as error:
-        logger.debug("importance maps run uncompiled, several times slower: {}; pip install numba", error)
-        return False
-    return True
-
-
-def _can_compile(images: Tensor) -> bool:
-    """Whether the compiled kernels can take these images: bytes, in host memory."""
-    return images.dtype == torch.uint8 and images.device.type == "cpu" and _numba_is_there()
 
 
 @dataclass(frozen=True)

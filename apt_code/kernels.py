@@ -1,8 +1,8 @@
-"""Compiled importance maps of uint8 images on the CPU: the same exact sums as `entropy_utils`, in one pass each.
+"""Compiled importance maps and packing of uint8 images on the CPU, in one pass over the pixels each.
 
-Axis legend: `c` channels, `H W` pixels, `rows cols` complete cells of one scale. Everything is integer arithmetic, so
-the results are those of the plain implementation to the bit; tests hold the two equal. Compiled functions are cached
-on disk. Without numba, `entropy_utils` does the work itself, more slowly.
+Axis legend: `c` channels, `H W` pixels, `rows cols` complete cells of one scale. Every sum is exact, so the results
+are those of the plain code in `entropy_utils` and `patch_packing` to the bit; tests hold the two equal. Compiled
+functions are cached on disk. Without numba, the plain code does the work, more slowly.
 """
 
 from __future__ import annotations
@@ -138,3 +138,38 @@ def upsample_square_error(image, patch_size, size):  # type: ignore[no-untyped-d
                 total_square += np.int64(squares[x])
             errors[row, col] = total_square
     return errors
+
+
+@njit(cache=True, nogil=True)
+def gather_rows(image, patches, tables, starts, patch_size, frames, rows):  # type: ignore[no-untyped-def]
+    """Look up every pixel of the kept patches in a table of finished values.
+
+    Args:
+        image: `(c, H, W)` uint8.
+        patches: `(n, 3)` int64 `(row, col, size)`, wholly inside the image.
+        tables: `(c, entries)` float32: for each size, the value of a sum of `size²` pixels.
+        starts: `(largest size + 1,)` int64: where a size's values start in the tables.
+        patch_size, frames: side of the raster, and how often each is repeated.
+        rows: `(n, c·frames·patch_size²)` float32, written.
+    """
+    channels = image.shape[0]
+    area = patch_size * patch_size
+    for i in range(patches.shape[0]):
+        size = patches[i, 2]
+        start = starts[size]
+        for channel in range(channels):
+            base = channel * frames * area
+            for y in range(patch_size):
+                top = patches[i, 0] * patch_size + y * size
+                for x in range(patch_size):
+                    left = patches[i, 1] * patch_size + x * size
+                    if size == 1:
+                        total = np.int64(image[channel, top, left])
+                    else:
+                        total = np.int64(0)
+                        for a in range(size):
+                            for b in range(size):
+                                total += image[channel, top + a, left + b]
+                    rows[i, base + y * patch_size + x] = tables[channel, start + total]
+            for frame in range(1, frames):
+                rows[i, base + frame * area : base + (frame + 1) * area] = rows[i, base : base + area]

@@ -1,18 +1,20 @@
 """From pixels and layouts to the packed sequence of patches.
 
 Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `n` patches, `p` base patch side, `s` patch size in
-base cells. Only the patches that are kept are ever read.
+base cells, `t` frames. Only the patches that are kept are ever read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from apt_code.compilation import can_compile
 from apt_code.patch_layout import PatchLayout
 
 
@@ -43,12 +45,7 @@ def pack_patches(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int
     Raises:
         ValueError: a layout for another grid, or not one layout per image.
     """
-    grid = (-(-images.shape[-2] // patch_size), -(-images.shape[-1] // patch_size))
-    if len(layouts) != len(images) or any(layout.grid != grid for layout in layouts):
-        raise ValueError(
-            f"{len(images)} images of {grid[0]}×{grid[1]} base patches got layouts for the grids "
-            f"{[layout.grid for layout in layouts]}; pass one layout per image, made for this image size"
-        )
+    _check_layouts(images, layouts, patch_size)
     rows = torch.cat([layout.patches for layout in layouts]).to(images.device)
     counts = torch.tensor([layout.num_patches for layout in layouts])
     owner = torch.arange(len(layouts)).repeat_interleave(counts).to(images.device)
@@ -61,3 +58,70 @@ def pack_patches(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int
         chosen = cells_of(images, patch_size * size)[owner[place], row // size, col // size]
         packed[place] = area_average(chosen, size)
     return packed
+
+
+def pack_rows(
+    images: Tensor,
+    layouts: Sequence[PatchLayout],
+    patch_size: int,
+    frames: int,
+    normalise: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The patches as finished model input: normalised, one row each, in canonical order.
+
+    Args:
+        images: `(b, c, H, W)`, any real dtype; sides that are not multiples of the patch are zero-padded.
+        layouts: one per image.
+        patch_size: side of a base patch in pixels.
+        frames: how often a patch is repeated, because a still image fills every frame of a temporal patch.
+        normalise: pixelwise map of `(n, c, height, width)` float32 pixels; it may differ between channels.
+
+    Returns:
+        `(n, c·t·p·p)` float32.
+    """
+    whole = images.shape[-2] % patch_size == 0 and images.shape[-1] % patch_size == 0
+    if whole and can_compile(images):
+        return _pack_rows_by_table(images, layouts, patch_size, frames, normalise)
+    patches = normalise(pack_patches(images, layouts, patch_size)).float()
+    # (n, c, p, p) -> (n, c·t·p·p)
+    return patches.unsqueeze(2).expand(-1, -1, frames, -1, -1).reshape(len(patches), -1)
+
+
+def _pack_rows_by_table(
+    images: Tensor,
+    layouts: Sequence[PatchLayout],
+    patch_size: int,
+    frames: int,
+    normalise: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """`pack_rows` for bytes: normalise each of the few values that a patch's pixel can have, then only look up."""
+    from apt_code import kernels
+
+    _check_layouts(images, layouts, patch_size)
+    sizes = sorted({size for layout in layouts for size in layout.patches_by_size})
+    # a size's pixels are averages of size² bytes: sums 0 … 255·size², over size²
+    values = [torch.arange(255 * size**2 + 1, dtype=torch.float32) / size**2 for size in sizes]
+    starts = np.zeros(max(sizes) + 1, dtype=np.int64)
+    starts[sizes[1:]] = np.cumsum([len(value) for value in values[:-1]])
+    channels = images.shape[1]
+    table = normalise(torch.cat(values).expand(1, channels, 1, -1).contiguous())[0, :, 0].float().contiguous()
+    rows = torch.empty((sum(map(len, layouts)), channels * frames * patch_size**2))
+    parts = rows.split([layout.num_patches for layout in layouts])
+    for image, layout, part in zip(images.contiguous(), layouts, parts, strict=True):
+        kernels.gather_rows(
+            image.numpy(), layout.patches.numpy(), table.numpy(), starts, patch_size, frames, part.numpy()
+        )
+    return rows
+
+
+def _check_layouts(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int) -> None:
+    grid = (-(-images.shape[-2] // patch_size), -(-images.shape[-1] // patch_size))
+    if len(layouts) != len(images) or any(layout.grid != grid for layout in layouts):
+        raise ValueError(
+            f"{len(images)} images of {grid[0]}×{grid[1]} base patches got layouts for the grids "
+            f"{[layout.grid for layout in layouts]}; pass one layout per image, made for this image size"
+        )
+    for layout in layouts:  # cheap, and the compiled kernel relies on it
+        ends = layout.patches[:, :2] + layout.sizes.unsqueeze(1)
+        if bool((layout.patches < 0).any() | (ends > torch.tensor(grid, device=ends.device)).any()):
+            layout.validate()

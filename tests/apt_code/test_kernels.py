@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
 
-from apt_code import entropy_utils
+from apt_code import InvalidLayoutError, PatchLayout, PatchTokenizer, entropy_utils, patch_packing
+from apt_code.compilation import can_compile
 from apt_code.entropy_utils import compute_patch_entropy_batched, compute_patch_upsample_mse_batched
+from apt_code.patch_packing import pack_rows
 
 COMPILED_MAPS = (compute_patch_entropy_batched, compute_patch_upsample_mse_batched)
 
@@ -19,7 +21,7 @@ COMPILED_MAPS = (compute_patch_entropy_batched, compute_patch_upsample_mse_batch
 def plain(compute, *args, **kwargs):
     """The same map without the kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(entropy_utils, "_can_compile", lambda images: False)
+        patch.setattr(entropy_utils, "can_compile", lambda images: False)
         return compute(*args, **kwargs)
 
 
@@ -60,9 +62,9 @@ def test_other_numbers_of_bins():
 
 def test_only_bytes_in_host_memory_are_compiled():
     images = torch.zeros(1, 3, 28, 28, dtype=torch.uint8)
-    assert entropy_utils._can_compile(images)
-    assert not entropy_utils._can_compile(images.float())
-    assert not entropy_utils._can_compile(images.to("meta"))
+    assert can_compile(images)
+    assert not can_compile(images.float())
+    assert not can_compile(images.to("meta"))
 
 
 def test_without_numba_everything_works_and_one_debug_line_says_so():
@@ -84,3 +86,30 @@ def test_without_numba_everything_works_and_one_debug_line_says_so():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.count("7 patches") == 3
     assert done.stdout.count("pip install numba") == 1
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_packing_by_table_is_packing_then_normalising(monkeypatch, frames):
+    image = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1)[None, :, :392, :420]
+    images = torch.cat([image, image.flip(-1)])
+    layouts = PatchTokenizer(patch_selection_method="budget", alpha=0.4)(images).layouts
+    assert set(layouts[0].patches_by_size) == {1, 2, 4}
+    mean, std = torch.tensor([0.48, 0.45, 0.41]).view(-1, 1, 1), torch.tensor([0.27, 0.26, 0.28]).view(-1, 1, 1)
+    normalised = []
+
+    def normalise(pixels):
+        normalised.append(pixels.numel())
+        return (pixels * (1 / 255) - mean) / std
+
+    rows = pack_rows(images, layouts, 14, frames, normalise)
+    # work, not seconds: the values that bytes and their averages can have, not the pixels that are kept
+    assert normalised == [3 * sum(255 * size**2 + 1 for size in (1, 2, 4))]
+    monkeypatch.setattr(patch_packing, "can_compile", lambda images: False)
+    assert torch.equal(rows, pack_rows(images, layouts, 14, frames, normalise))
+    assert normalised[1] == sum(map(len, layouts)) * 3 * 14 * 14
+
+
+def test_packing_refuses_a_layout_that_leaves_the_image():
+    outside = PatchLayout((4, 4), torch.tensor([[2, 2, 4]]))
+    with pytest.raises(InvalidLayoutError, match="outside its grid"):
+        pack_rows(torch.zeros(1, 3, 56, 56, dtype=torch.uint8), [outside], 14, 2, lambda pixels: pixels)

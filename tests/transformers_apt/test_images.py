@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
-from apt_code import PatchLayout
+from apt_code import PatchLayout, patch_packing
 
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
@@ -86,9 +86,23 @@ def test_only_kept_patches_are_normalised(half_plain, photos, monkeypatch):
         return original(self, images, *args, **kwargs)
 
     monkeypatch.setattr(Qwen2VLImageProcessor, "rescale_and_normalize", count)
+    monkeypatch.setattr(patch_packing, "can_compile", lambda images: False)
     output = Qwen2VLImageProcessor()(images=[half_plain, *photos], **BUDGET)
     assert sum(shape[0] for shape in counted) == len(output["pixel_values"])
     assert {shape[1:] for shape in counted} == {(3, 14, 14)}
+
+
+def test_compiled_packing_normalises_values_not_pixels(half_plain, monkeypatch):
+    counted = []
+    original = Qwen2VLImageProcessor.rescale_and_normalize
+
+    def count(self, images, *args, **kwargs):
+        counted.append(tuple(images.shape))
+        return original(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(Qwen2VLImageProcessor, "rescale_and_normalize", count)
+    Qwen2VLImageProcessor()(images=half_plain, **BUDGET)
+    assert counted == [(1, 3, 1, sum(255 * size**2 + 1 for size in (1, 2, 4)))]
 
 
 def test_only_kept_patches_are_normalised_by_pil(half_plain, monkeypatch):
@@ -101,6 +115,7 @@ def test_only_kept_patches_are_normalised_by_pil(half_plain, monkeypatch):
             return original(self, image, *args, **kwargs)
 
         monkeypatch.setattr(Qwen2VLImageProcessorPil, name, count)
+    monkeypatch.setattr(patch_packing, "can_compile", lambda images: False)
     output = Qwen2VLImageProcessorPil()(images=half_plain, **BUDGET)
     pixels = len(output["pixel_values"]) * 3 * 14 * 14
     assert counted == {"rescale": pixels, "normalize": pixels}

@@ -44,26 +44,27 @@ class Qwen2VLImageProcessorPil(Overlay):
             selection.remember_budget_info(self, [None] * len(images))
             return upstream(self, images, **kwargs)
 
-        patch_size, merge_size = kwargs["patch_size"], kwargs["merge_size"]
-        grey_scale = selection.grey_scale_of(kwargs["do_rescale"], kwargs["rescale_factor"])
-        rows, layouts, infos = [], [], []
-        for image in images:
-            if kwargs["do_resize"]:
-                image = self.resize(
-                    image, size=kwargs["size"], resample=kwargs["resample"], factor=patch_size * merge_size
-                )
-            pixels = torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0)
-            patches, layout, info = selection.select_and_pack(pixels, settings, patch_size, merge_size, grey_scale)
+        def normalise(patches: torch.Tensor) -> torch.Tensor:
             # The backend's rescale and normalize take one (c, height, width) image: stack the patches into a column.
             column = patches.transpose(0, 1).flatten(1, 2).numpy()  # (n, c, p, p) -> (c, n·p, p)
             if kwargs["do_rescale"]:
                 column = self.rescale(column, kwargs["rescale_factor"])
             if kwargs["do_normalize"]:
                 column = self.normalize(column, kwargs["image_mean"], kwargs["image_std"])
-            patches = torch.from_numpy(column).unflatten(1, (-1, patch_size)).transpose(0, 1)
-            rows.append(selection.as_rows(patches.float(), kwargs["temporal_patch_size"]))
-            layouts += layout
-            infos += info
+            return torch.from_numpy(column).unflatten(1, patches.shape[0::2]).transpose(0, 1)
+
+        select = selection.PatchSelector.of_call(settings, kwargs, normalise)
+        factor = kwargs["patch_size"] * kwargs["merge_size"]
+        rows: list[Any] = []
+        layouts: list[Any] = []
+        infos: list[Any] = []
+        for image in images:
+            if kwargs["do_resize"]:
+                image = self.resize(image, size=kwargs["size"], resample=kwargs["resample"], factor=factor)
+            new_rows, new_layouts, new_infos = select(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0))
+            rows += new_rows
+            layouts += new_layouts
+            infos += new_infos
 
         selection.remember_budget_info(self, infos)
         data = {

@@ -57,37 +57,27 @@ class Qwen2VLImageProcessor(Overlay):
             selection.remember_budget_info(self, [None] * len(images))
             return upstream(self, images, **kwargs)
 
-        patch_size, merge_size = kwargs["patch_size"], kwargs["merge_size"]
-        if kwargs["do_resize"]:
-            batches, order = group_images_by_shape(images, disable_grouping=kwargs["disable_grouping"])
-            resized = {
-                shape: self.resize(
-                    images=batch, size=kwargs["size"], resample=kwargs["resample"], factor=patch_size * merge_size
-                )
-                for shape, batch in batches.items()
-            }
-            images = reorder_images(resized, order)
+        def normalise(patches: torch.Tensor) -> torch.Tensor:
+            names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+            return self.rescale_and_normalize(patches, *(kwargs[name] for name in names))
 
-        grey_scale = selection.grey_scale_of(kwargs["do_rescale"], kwargs["rescale_factor"])
+        select = selection.PatchSelector.of_call(settings, kwargs, normalise)
+        if kwargs["do_resize"]:
+            factor = kwargs["patch_size"] * kwargs["merge_size"]
+            batches, order = group_images_by_shape(images, disable_grouping=kwargs["disable_grouping"])
+            for shape, batch in batches.items():
+                batches[shape] = self.resize(
+                    images=batch, size=kwargs["size"], resample=kwargs["resample"], factor=factor
+                )
+            images = reorder_images(batches, order)
+
         batches, order = group_images_by_shape(images, disable_grouping=kwargs["disable_grouping"])
         rows, layouts, infos = {}, {}, {}
         for shape, batch in batches.items():
-            patches, layouts[shape], infos[shape] = selection.select_and_pack(
-                batch, settings, patch_size, merge_size, grey_scale
-            )
-            patches = self.rescale_and_normalize(
-                patches,
-                kwargs["do_rescale"],
-                kwargs["rescale_factor"],
-                kwargs["do_normalize"],
-                kwargs["image_mean"],
-                kwargs["image_std"],
-            )
-            packed = selection.as_rows(patches, kwargs["temporal_patch_size"])
-            rows[shape] = packed.split([layout.num_patches for layout in layouts[shape]])
+            rows[shape], layouts[shape], infos[shape] = select(batch)
 
-        ordered_layouts = reorder_images(layouts, order)
         selection.remember_budget_info(self, reorder_images(infos, order))
+        ordered_layouts = reorder_images(layouts, order)
         data = {
             "pixel_values": torch.cat(reorder_images(rows, order)),
             "image_grid_thw": torch.tensor([[1, *layout.grid] for layout in ordered_layouts], dtype=torch.long),

@@ -5,7 +5,8 @@ Axis legend: `b` images of one shape, `n` patches, `c` channels, `p` patch side 
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -14,7 +15,7 @@ from transformers.utils import logging
 
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
-from apt_code.patch_packing import pack_patches
+from apt_code.patch_packing import pack_rows
 from apt_code.patch_selection import SELECTION_METHODS, check_alpha, check_thresholds
 from apt_code.patch_tokenizer import PatchTokenizer
 
@@ -97,45 +98,70 @@ def take_selection(image_processor: Any, kwargs: dict[str, Any]) -> dict[str, An
     return settings
 
 
-def select_and_pack(
-    images: Tensor, settings: Mapping[str, Any], patch_size: int, merge_size: int, grey_scale: float
-) -> tuple[Tensor, list[PatchLayout], list[dict[str, Any] | None]]:
-    """Choose and cut the patches of a batch of resized, not yet rescaled images.
+@dataclass(frozen=True)
+class PatchSelector:
+    """One call's way from resized images to rows, the same for both backends.
 
-    Args:
-        images: `(b, c, H, W)`, pixels as the backend has them after resizing.
+    Attributes:
         settings: as `take_selection` returns them.
-        patch_size, merge_size: of the image processor.
+        patch_size, temporal_patch_size, merge_size: of the image processor.
         grey_scale: what a floating-point pixel is multiplied by to be a grey level in [0, 255]; integer pixels are
             grey levels already.
-
-    Returns:
-        `(patches (n, c, p, p) float32 in the images' own values, one layout per image, one budget info per image)`
-
-    Raises:
-        ValueError: another merge size than Qwen2-VL's, or an image that is not made of whole merge cells.
+        normalise: the backend's rescaling and normalisation of `(n, c, height, width)` float32 pixels.
     """
-    if merge_size != MERGE_SIZE:
-        raise ValueError(
-            f"merge_size={merge_size} with adaptive patches: expected {MERGE_SIZE}, Qwen2-VL's; "
-            f"or pass patch_selection_method={OFF!r}"
-        )
-    height, width = images.shape[-2:]
-    if height % (patch_size * merge_size) or width % (patch_size * merge_size):
-        raise ValueError(
-            f"an image of {height}×{width} px: expected sides that are multiples of {patch_size * merge_size} "
-            "(patch_size × merge_size); leave do_resize on, or resize the image so"
-        )
-    logger.warning_once(FIRST_USE_NOTICE)
-    tokenizer = PatchTokenizer(num_scales=NUM_SCALES, base_patch_size=patch_size, **settings)
-    grey = images * grey_scale if images.is_floating_point() and grey_scale != 1 else images
-    layouts = tokenizer.select_layouts(grey)
-    return pack_patches(images, layouts, patch_size), layouts, [tokenizer.last_budget_info] * len(layouts)
 
+    settings: Mapping[str, Any]
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    grey_scale: float
+    normalise: Callable[[Tensor], Tensor]
 
-def grey_scale_of(do_rescale: bool, rescale_factor: float) -> float:
-    """Multiplier from floating-point pixels to grey levels: rescaled pixels are meant to be in [0, 1]."""
-    return round(rescale_factor * 255, 9) if do_rescale else 255.0
+    @classmethod
+    def of_call(
+        cls, settings: Mapping[str, Any], kwargs: Mapping[str, Any], normalise: Callable[[Tensor], Tensor]
+    ) -> "PatchSelector":
+        """From a `_preprocess` call's arguments.
+
+        Raises:
+            ValueError: another merge size than Qwen2-VL's.
+        """
+        if kwargs["merge_size"] != MERGE_SIZE:
+            raise ValueError(
+                f"merge_size={kwargs['merge_size']} with adaptive patches: expected {MERGE_SIZE}, Qwen2-VL's; "
+                f"or pass patch_selection_method={OFF!r}"
+            )
+        logger.warning_once(FIRST_USE_NOTICE)
+        # rescaled pixels are meant to be in [0, 1]
+        grey_scale = round(kwargs["rescale_factor"] * 255, 9) if kwargs["do_rescale"] else 255.0
+        sizes = (kwargs["patch_size"], kwargs["temporal_patch_size"], kwargs["merge_size"])
+        return cls(settings, *sizes, grey_scale, normalise)
+
+    def __call__(self, images: Tensor) -> tuple[list[Tensor], list[PatchLayout], list[dict[str, Any] | None]]:
+        """Choose and cut the patches of a batch of resized, not yet rescaled images.
+
+        Args:
+            images: `(b, c, H, W)`, pixels as the backend has them after resizing.
+
+        Returns:
+            Per image, `pixel_values` rows `(n, c·t·p·p)` float32, the layout, and the budget info.
+
+        Raises:
+            ValueError: images that are not made of whole merge cells.
+        """
+        height, width = images.shape[-2:]
+        unit = self.patch_size * self.merge_size
+        if height % unit or width % unit:
+            raise ValueError(
+                f"an image of {height}×{width} px: expected sides that are multiples of {unit} "
+                "(patch_size × merge_size); leave do_resize on, or resize the image so"
+            )
+        tokenizer = PatchTokenizer(num_scales=NUM_SCALES, base_patch_size=self.patch_size, **self.settings)
+        grey = images * self.grey_scale if images.is_floating_point() and self.grey_scale != 1 else images
+        layouts = tokenizer.select_layouts(grey)
+        rows = pack_rows(images, layouts, self.patch_size, self.temporal_patch_size, self.normalise)
+        parts = rows.split([layout.num_patches for layout in layouts])
+        return list(parts), layouts, [tokenizer.last_budget_info] * len(layouts)
 
 
 class _LastBudgetInfo(threading.local):
@@ -161,15 +187,6 @@ def last_budget_info(self: Any) -> list[dict[str, Any] | None] | None:
     `apt_code.PatchTokenizer.last_budget_info`. An entry is `None` where the method was not `"budget"`.
     """
     return _last_budget_info.by_processor.get(self)
-
-
-def as_rows(patches: Tensor, temporal_patch_size: int) -> Tensor:
-    """Patches to `pixel_values` rows, as upstream lays them out: a still image fills every frame of its patch.
-
-    `(n, c, p, p)` -> `(n, c·t·p·p)`
-    """
-    frames = patches.unsqueeze(2).expand(-1, -1, temporal_patch_size, -1, -1)
-    return frames.reshape(len(patches), -1)
 
 
 def pack_layouts(layouts: Sequence[PatchLayout]) -> Tensor:

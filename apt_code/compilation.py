@@ -1,0 +1,24 @@
+"""Whether the compiled kernels can be used."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from loguru import logger
+from torch import Tensor
+
+
+def can_compile(images: Tensor) -> bool:
+    """Whether `apt_code.kernels` can take these images: bytes, in host memory, and numba is installed."""
+    return images.dtype == torch.uint8 and images.device.type == "cpu" and _numba_is_there()
+
+
+@lru_cache(maxsize=1)
+def _numba_is_there() -> bool:
+    try:
+        from apt_code import kernels  # noqa: F401
+    except ImportError as error:
+        logger.debug("importance maps and packing run uncompiled, several times slower: {}; pip install numba", error)
+        return False
+    return True
