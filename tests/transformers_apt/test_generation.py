@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from packaging.version import Version
+from transformers import __version__ as transformers_version
 from transformers import pipeline
 
+from apt_code import PatchLayout
+
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
+TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 @pytest.fixture
@@ -19,6 +24,18 @@ def batch(processor, prompt, photos, half_plain):
     )
     assert bool((batch["attention_mask"] == 0).any())
     return batch
+
+
+@pytest.fixture
+def one_image_each(processor, prompt, photos, half_plain):
+    """Two padded prompts with one image each: upstream 5.18 mixes up the images of a prompt that it expands."""
+    return processor(
+        images=[half_plain, photos[0]],
+        text=[prompt(), prompt(text="What is the meaning of this?")],
+        return_tensors="pt",
+        padding=True,
+        images_kwargs=BUDGET,
+    )
 
 
 def generate(model, batch, **options):
@@ -90,8 +107,9 @@ def test_rows_of_a_padded_batch_are_independent(model, processor, prompt, half_p
     assert torch.equal(generate(model, alone)[:, -6:], generate(model, batch)[:1, -6:])
 
 
-def test_beam_search(model, batch):
-    """Beams expand the images' features; the best beam is at least as likely as the greedy answer."""
+def test_beam_search(model, one_image_each):
+    """Beams expand the images' features: their scores are the likelihoods that a forward gives."""
+    batch = one_image_each
     length = batch["input_ids"].shape[1]
 
     def likelihood(sequences):
@@ -107,7 +125,9 @@ def test_beam_search(model, batch):
     assert not torch.equal(several[0], several[1])
 
 
-def test_sampling_several_sequences(model, batch):
+def test_sampling_several_sequences(model, one_image_each):
+    batch = one_image_each
+
     def sample(seed):
         torch.manual_seed(seed)
         return generate(model, batch, do_sample=True, num_return_sequences=3, temperature=2.0, top_k=0)
@@ -118,6 +138,23 @@ def test_sampling_several_sequences(model, batch):
     assert torch.equal(prompts, batch["input_ids"].repeat_interleave(3, dim=0))
     cold = generate(model, batch, do_sample=True, num_return_sequences=3, temperature=1e-4)
     assert torch.equal(cold, generate(model, batch).repeat_interleave(3, dim=0)), "a cold sample is greedy"
+
+
+@pytest.mark.skipif(Version(transformers_version) < Version("5.23"), reason="upstream mixes up the images of a prompt")
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"do_sample": True, "temperature": 1e-4}], ids=str)
+def test_expanding_a_prompt_with_two_images(options, model, batch):
+    found = generate(model, batch, num_return_sequences=2, **options)
+    alone = {
+        name: value[1:] if name in TEXT_INPUTS else value[first_image_rows(batch)[name] :]
+        for name, value in batch.items()
+    }
+    assert torch.equal(found[2:], generate(model, alone, num_return_sequences=2, **options))
+
+
+def first_image_rows(batch):
+    """How many rows of each visual input belong to the first image."""
+    patches = PatchLayout.unpack(batch["image_patch_layout"], batch["image_grid_thw"])[0].num_patches
+    return {"pixel_values": patches, "image_patch_layout": patches, "image_grid_thw": 1}
 
 
 def test_hidden_states_and_attentions(load_model, batch):

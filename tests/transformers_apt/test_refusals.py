@@ -153,7 +153,9 @@ def test_upstreams_own_checks_stay(model, inputs):
         model(**inputs, mm_encoder_outputs={"image": None})
 
 
-def test_a_prompt_without_placeholders_is_refused_by_the_processor(processor, half_plain):
-    for text in ("Describe this image", "<image>\nDescribe this image"):
-        with pytest.raises(ValueError):
-            processor(images=half_plain, text=text, return_tensors="pt", images_kwargs=BUDGET)
+@pytest.mark.parametrize("text", ["Describe this image", "<image>\nDescribe this image"])
+def test_a_prompt_without_placeholders(text, model, processor, half_plain, computed):
+    """Refused by newer processors of upstream; with older ones, by the model."""
+    with pytest.raises(ValueError), torch.no_grad():
+        model(**processor(images=half_plain, text=text, return_tensors="pt", images_kwargs=BUDGET))
+    assert not computed
