@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("font_roboto", reason="pip install -r benchmarks/quality/requirements.txt")
 
 import transformers_apt
-from benchmarks.quality import evaluate, items, questions, report, settings
+from benchmarks.quality import candidates, evaluate, items, questions, report, settings
 from transformers_apt.tiny_checkpoint import save_checkpoint
 
 
@@ -92,7 +92,7 @@ def test_score_counts_by_group_and_forgives_case_and_full_stop():
 def test_evaluation_matches_sizes_and_continues(model, tmp_path, patched):
     results = evaluate.evaluate(_options(model, tmp_path))
     rows = {row["name"]: row for row in results["settings"]}
-    budgets = [rows[f"budget {name} 0.3"]["patches"] for name in (*settings.IMPORTANCE, "random")]
+    budgets = [rows[f"budget {name} 0.3"]["patches"] for name in (*settings.IMPORTANCE, *candidates.CANDIDATES)]
     assert len(set(budgets)) == 1 and budgets[0] < 0.31 * rows["off"]["patches"]
     kept = json.loads((tmp_path / "answers.json").read_text())
     for equal in ("patches", "tokens"):
@@ -142,7 +142,7 @@ def test_random_splits_repeat_and_exist_only_inside():
     from apt_code import PatchTokenizer
 
     images = torch.randint(0, 256, (2, 3, 112, 168), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    with settings.extra_importance():
+    with candidates.extra_importance():
         tokenizer = PatchTokenizer(
             base_patch_size=14, patch_selection_method="budget", alpha=0.5, importance_method="random"
         )

@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.quality.candidates import extra_importance
 from benchmarks.quality.items import Item, fingerprint, from_file, generated, normalise
 from benchmarks.quality.report import markdown, plot, summary
-from benchmarks.quality.settings import Setting, downscaled, extra_importance, standard
+from benchmarks.quality.settings import Setting, downscaled, standard
 
 
 class Subject:

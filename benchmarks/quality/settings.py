@@ -6,17 +6,13 @@ is matched picture by picture: never smaller than what it is compared with, in v
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from PIL import Image
 
-from apt_code import entropy_utils
+from benchmarks.quality.candidates import CANDIDATES
 
 ALPHAS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 V2_ALPHAS = (0.5, 1.0, 1.5)
@@ -56,7 +52,7 @@ def standard(alphas: Sequence[float] = ALPHAS, importance: Sequence[str] = IMPOR
         options = {"importance_method": "upsample_mse", "thresholds": [float(rms**2)] * 2}
         found.append(Setting(f"v1 upsample_mse {rms} RMS", "v1 upsample_mse", _method("v1", **options)))
     for alpha in alphas:
-        for method in (*importance, "random"):
+        for method in (*importance, *CANDIDATES):
             options = {"alpha": alpha, "importance_method": method}
             found.append(Setting(f"budget {method} {alpha}", f"budget {method}", _method("budget", **options)))
         for equal in ("patches", "tokens"):
@@ -78,33 +74,3 @@ def downscaled(image: Image.Image, cells: int, factor: int = 28) -> Image.Image:
         if height * width >= cells * unit:
             return image.resize((width, height), Image.Resampling.BICUBIC)
     return image
-
-
-def _random_maps(
-    images: torch.Tensor, patch_size: int = 14, num_scales: int = 3, pad_value: float = 1e6
-) -> dict[int, torch.Tensor]:
-    """Uniform noise instead of importance; it follows from the pixels, so that a run can be repeated."""
-    height, width = images.shape[-2:]
-    maps: dict[int, list[torch.Tensor]] = {patch_size * 2**scale: [] for scale in range(num_scales)}
-    for image in images:
-        seed = zlib.crc32(image.to(torch.uint8).contiguous().cpu().numpy().tobytes())
-        rng = np.random.default_rng(seed)
-        for side, found in maps.items():
-            noise = torch.full((-(-height // side), -(-width // side)), pad_value)
-            rows, cols = height // side, width // side
-            noise[:rows, :cols] = torch.from_numpy(rng.random((rows, cols), dtype=np.float32))
-            found.append(noise)
-    return {side: torch.stack(found).to(images.device) for side, found in maps.items()}
-
-
-@contextmanager
-def extra_importance() -> Iterator[None]:
-    """While open, `importance_method="random"` exists."""
-    table = entropy_utils.IMPORTANCE_METHODS
-    if not isinstance(table, dict):
-        raise TypeError(f"apt_code's table of importance maps is a {type(table).__name__}, expected a dict to add to")
-    table["random"] = entropy_utils.ImportanceMethod(_random_maps, "none", (0.5, 0.5), coarse_scores=False)
-    try:
-        yield
-    finally:
-        del table["random"]
