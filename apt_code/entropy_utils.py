@@ -97,7 +97,7 @@ def compute_patch_entropy_batched(
         patch_size: side of the finest cell in pixels.
         num_scales: cells of side `patch_size · 2^i` for i = 0 … num_scales − 1.
         bins: histogram bins.
-        pad_value: importance of a cell that sticks out of the image.
+        pad_value: importance of a cell that sticks out of the image; the selection rules recognise the default.
 
     Returns:
         `{side: (b, ceil(H/side), ceil(W/side))}` float32, in [0, log2(min(bins, side²))] or `pad_value`.

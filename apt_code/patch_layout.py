@@ -162,7 +162,7 @@ class PatchLayout:
 
     @property
     def num_language_tokens(self) -> int:
-        """Tokens in the language model: one per four base patches of a cell, one per coarser patch."""
+        """Tokens in the language model: one per four base patches of a cell, one per coarser patch (on even grids)."""
         small = self.patches_by_size.get(1, 0)
         return self.num_patches - small + small // MERGE_SIZE**2
 
