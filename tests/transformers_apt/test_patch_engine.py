@@ -243,6 +243,29 @@ def test_an_overlay_of_a_property(off, monkeypatch):
     assert Upstream().names == ["a", "b"]
 
 
+def test_an_inherited_member_is_inherited_again(off, monkeypatch):
+    class Parent:
+        def act(self):
+            return "parent"
+
+    class Child(Parent):
+        pass
+
+    class Changed(Overlay):
+        target = "transformers.models.qwen2_vl.processing_qwen2_vl:Child"
+
+        @overrides()
+        def act(upstream, self):
+            return f"changed {upstream(self)}"
+
+    monkeypatch.setattr(processing_module, "Child", Child, raising=False)
+    monkeypatch.setattr(patching, "_overlays", lambda: [Changed])
+    transformers_apt.apply()
+    assert (Child().act(), Parent().act()) == ("changed parent", "parent")
+    transformers_apt.revert()
+    assert "act" not in vars(Child) and Child().act() == "parent"
+
+
 def test_a_module_that_is_not_there():
     class Lost(Overlay):
         target = "transformers.models.not_a_model:Thing"

@@ -249,6 +249,7 @@ def test_last_budget_info(backend, photos):
     assert sum(info["actual"] for info in infos) == len(output["pixel_values"])
     assert backend().last_budget_info is None, "another processor answers for itself"
     for method in ("v1", "off"):
+        image_processor(images=photos)
         image_processor(images=photos, patch_selection_method=method)
         assert image_processor.last_budget_info == [None] * 3
 
