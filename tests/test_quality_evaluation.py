@@ -81,12 +81,13 @@ def test_drawn_items_repeat_and_cover_every_type():
 def test_score_counts_by_group_and_forgives_case_and_full_stop():
     picture = Image.new("RGB", (28, 28))
     asked = [items.Item(lambda: picture, "?", ("Red", "crimson"), (group,)) for group in "aab"]
-    found = evaluate.score(asked, ["red.", "blue", " Crimson "])
+    found = evaluate.score(asked, ["red.", "blue", " Crimson "], [4, 8, 12], [1, 2, 3])
     assert {name: (group["right"], group["n"]) for name, group in found.items()} == {
         "all": (2, 3),
         "a": (1, 2),
         "b": (1, 1),
     }
+    assert (found["a"]["patches"], found["all"]["tokens"]) == (6, 2)
 
 
 def test_evaluation_matches_sizes_and_continues(model, tmp_path, patched):

@@ -92,14 +92,24 @@ def run_setting(subject: Subject, items: list[Item], setting: Setting, sizes: di
     return answers, patches, tokens, time.perf_counter() - began
 
 
-def score(items: list[Item], answers: list[str]) -> dict[str, dict[str, float]]:
-    """Exact match, over all items and by group."""
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for item, answer in zip(items, answers, strict=True):
-        right = normalise(answer) in {normalise(expected) for expected in item.answers}
+def score(items: list[Item], answers: list[str], patches: list[int], tokens: list[int]) -> dict[str, dict[str, float]]:
+    """Exact match and mean sizes, over all items and by group."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
         for group in ("all", *item.groups):
-            hits[group].append(right)
-    return {name: summary(found) for name, found in hits.items()}
+            members[group].append(index)
+    right = [
+        normalise(answer) in {normalise(expected) for expected in item.answers}
+        for item, answer in zip(items, answers, strict=True)
+    ]
+    return {
+        name: summary([right[index] for index in found])
+        | {
+            "patches": sum(patches[index] for index in found) / len(found),
+            "tokens": sum(tokens[index] for index in found) / len(found),
+        }
+        for name, found in members.items()
+    }
 
 
 def weights_hash(folder: str) -> str:
@@ -164,7 +174,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
                 "patches": sum(patches) / len(items),
                 "tokens": sum(tokens) / len(items),
                 "seconds": round(seconds, 2),
-                "groups": score(items, answers),
+                "groups": score(items, answers, patches, tokens),
             }
             results["settings"] = [old for old in results["settings"] if old["name"] != setting.name] + [row]
             results["settings"].sort(key=lambda row: order.get(row["name"], len(order)))
