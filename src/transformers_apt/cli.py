@@ -93,10 +93,10 @@ def demo(
         raise fail(error) from error
     if model is None:
         console.print(
-            "[yellow]No --model given: this is a small Qwen2-VL with random weights. Its counts and times are real, "
-            "its answers are noise.[/yellow]"
+            "[yellow]No --model given: this is a small Qwen2-VL with random weights.\n"
+            "Its counts and times are real, its answers are noise.[/yellow]"
         )
     threads = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
-    console.print(f"{photo.width}×{photo.height} px, {platform.machine()} {device} ({threads}), {dtype}, {prompt!r}")
+    console.print(f"{photo.width}×{photo.height} px, {platform.machine()} {device} ({threads}), {dtype}, {prompt!r}\n")
     rows = demonstration.measure(checkpoint, processor, photo, prompt, max_new_tokens=max_new_tokens, repeats=repeats)
     demonstration.show(console, rows)

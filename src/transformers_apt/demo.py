@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -81,8 +82,10 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
         ValueError: a path where nothing is. OSError: not a checkpoint, or not to be had from the hub.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
 
     if name is None:
+        disable_progress_bar()  # a second's work
         from transformers_apt.tiny_checkpoint import save_checkpoint
 
         with tempfile.TemporaryDirectory(prefix="transformers-apt-") as folder:
@@ -145,23 +148,29 @@ def _milliseconds(work: Callable[[], Any]) -> float:
 
 
 def show(console: Console, rows: list[Row]) -> None:
-    """Print the table, times as a ratio to the first row's (upstream), and what each setting answered."""
-    table = Table(
-        title="Qwen2-VL on adaptive patches (times: median, ratio to upstream in brackets)", title_justify="left"
+    """Print the tokens, the times with their ratio to the first row's (upstream), and what each setting answered."""
+    tokens = Table(
+        "method",
+        title="tokens in the vision tower (patches) and in the language model",
+        title_justify="left",
+        box=SIMPLE_HEAD,
     )
-    for header in ("method", "14 px", "28 px", "56 px", "patches", "kept", "language\ntokens"):
-        table.add_column(header, justify="left" if header == "method" else "right")
+    for header in ("14 px", "28 px", "56 px", "patches", "kept", "language"):
+        tokens.add_column(header, justify="right", no_wrap=True)
+    times = Table("method", title="milliseconds, median (× upstream's)", title_justify="left", box=SIMPLE_HEAD)
     for stage in STAGES:
-        table.add_column(f"{stage}\nms", justify="right")
-    upstream = rows[0]
+        times.add_column(stage, justify="right", no_wrap=True)
+    upstream = rows[0].milliseconds
     for row in rows:
         sides = [str(row.stats["patches_by_px"].get(side, 0)) for side in (14, 28, 56)]
-        times = [f"{row.milliseconds[s]:.0f} ({row.milliseconds[s] / upstream.milliseconds[s]:.2f})" for s in STAGES]
-        counts = [str(row.stats["vision_patches"]), f"{row.stats['retention']:.0%}", str(row.stats["language_tokens"])]
-        table.add_row(label(row.settings), *sides, *counts, *times)
-    console.print(table)
+        counts = (str(row.stats["vision_patches"]), f"{row.stats['retention']:.0%}", str(row.stats["language_tokens"]))
+        tokens.add_row(label(row.settings), *sides, *counts)
+        times.add_row(
+            label(row.settings), *(f"{ms:.0f} ({ms / upstream[s]:.2f})" for s, ms in row.milliseconds.items())
+        )
+    console.print(tokens, times)
     for row in rows:
-        console.print(f"[bold]{label(row.settings)}[/bold]: {row.answer!r}", highlight=False)
+        console.print(f"[bold]{label(row.settings)}[/bold]: {row.answer!r}", highlight=False, soft_wrap=True)
 
 
 def label(settings: dict[str, Any]) -> str:
