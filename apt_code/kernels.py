@@ -154,22 +154,29 @@ def gather_rows(image, patches, tables, starts, patch_size, frames, rows):  # ty
     """
     channels = image.shape[0]
     area = patch_size * patch_size
+    line = np.empty(patch_size * (len(starts) - 1), np.int32)
     for i in range(patches.shape[0]):
         size = patches[i, 2]
         start = starts[size]
+        left = patches[i, 1] * patch_size
         for channel in range(channels):
             base = channel * frames * area
             for y in range(patch_size):
                 top = patches[i, 0] * patch_size + y * size
+                out = base + y * patch_size
+                if size == 1:
+                    for x in range(patch_size):
+                        rows[i, out + x] = tables[channel, start + image[channel, top, left + x]]
+                    continue
+                # add up the pixel rows first: that loop runs along memory
+                line[: patch_size * size] = 0
+                for a in range(size):
+                    for x in range(patch_size * size):
+                        line[x] += image[channel, top + a, left + x]
                 for x in range(patch_size):
-                    left = patches[i, 1] * patch_size + x * size
-                    if size == 1:
-                        total = np.int64(image[channel, top, left])
-                    else:
-                        total = np.int64(0)
-                        for a in range(size):
-                            for b in range(size):
-                                total += image[channel, top + a, left + b]
-                    rows[i, base + y * patch_size + x] = tables[channel, start + total]
+                    total = 0
+                    for b in range(size):
+                        total += line[x * size + b]
+                    rows[i, out + x] = tables[channel, start + total]
             for frame in range(1, frames):
                 rows[i, base + frame * area : base + (frame + 1) * area] = rows[i, base : base + area]
