@@ -1,0 +1,126 @@
+"""What the speed benchmarks share: photos, fair timing, and a report of JSON, table and plot.
+
+Every case is timed next to upstream's in the same run: after a warm-up, the cases take turns, so that whatever else
+the machine does hits all of them alike. Medians are reported, and the ratio to upstream's median.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import transformers_apt
+
+METHODS: dict[str, dict[str, Any]] = {
+    "upstream": {"patch_selection_method": "off"},
+    "v1": {"patch_selection_method": "v1"},
+    "budget 0.2": {"patch_selection_method": "budget", "alpha": 0.2},
+    "budget 0.3": {"patch_selection_method": "budget", "alpha": 0.3},
+    "budget 0.5": {"patch_selection_method": "budget", "alpha": 0.5},
+    "budget 1.0": {"patch_selection_method": "budget", "alpha": 1.0},
+    "budget 0.3 upsample_mse": {
+        "patch_selection_method": "budget",
+        "alpha": 0.3,
+        "importance_method": "upsample_mse",
+    },
+}
+"""Settings by the name they have in tables; the first is what the others are compared with."""
+
+UPSTREAM = "upstream"
+
+
+def photo(width: int, height: int, path: Path | None = None) -> Image.Image:
+    """A real photograph, resized: `path`, or scikit-learn's Summer Palace (640×427 px: large sizes are enlarged)."""
+    if path is not None:
+        return Image.open(path).convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image("china.jpg")).resize((width, height), Image.Resampling.LANCZOS)
+
+
+def take_turns(
+    cases: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2, label: str = ""
+) -> dict[str, float]:
+    """Median milliseconds of each case, over `repeats` rounds in which every case runs once."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for round_ in tqdm(range(warmup + repeats), desc=label, leave=False):
+        for name, work in cases.items():
+            gc.collect()
+            synchronise()
+            start = time.perf_counter()
+            work()
+            synchronise()
+            if round_ >= warmup:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "python": platform.python_version(),
+        "transformers-apt": transformers_apt.__version__,
+        **{name: version(name) for name in ("torch", "torchvision", "transformers")},
+    }
+
+
+def report(
+    folder: Path, name: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], plot: Callable[[Any], None]
+) -> None:
+    """Write `<name>.json` and `<name>.png` under their final names in one step each, and print the table."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(
+        folder / f"{name}.json", lambda path: path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    )
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    plot(axes)
+    _replace(folder / f"{name}.png", lambda path: figure.savefig(path, format="png", dpi=120))
+    pyplot.close(figure)
+
+    console = Console()
+    table = Table(*rows[0], title=f"{name}: {about['hardware']['gpu'] or about['hardware']['cpu']}", box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+    console.print(f"written: {folder / name}.json, .png")
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    unfinished = path.with_suffix(f"{path.suffix}.part")
+    write(unfinished)
+    unfinished.replace(path)

@@ -1,0 +1,133 @@
+"""What choosing and packing patches costs, next to upstream's preprocessing: `python -m benchmarks.preprocessing`.
+
+Times the whole image processor (from a PIL image to `pixel_values`), on both backends, and the importance maps alone
+against the usual one-hot histogram.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
+from transformers.utils import logging
+
+import transformers_apt
+from apt_code.entropy_utils import IMPORTANCE_METHODS, compute_patch_entropy_batched
+from benchmarks.measuring import METHODS, UPSTREAM, hardware, photo, report, take_turns
+
+SIZES = ((336, 280), (512, 512), (1024, 1024), (1920, 1080), (4000, 3000))
+BACKENDS = {"torchvision": Qwen2VLImageProcessor, "pil": Qwen2VLImageProcessorPil}
+UNLIMITED = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
+"""Qwen2-VL's documented ceiling, so that large images stay large; the processor's own default stops at 1 MP."""
+
+
+def one_hot_entropy(images: torch.Tensor, side: int, bins: int = 512) -> torch.Tensor:
+    """The usual way: a one-hot vector per pixel, averaged over each cell. `(1, 3, H, W)` -> `(rows, cols)`."""
+    grey = images[0, 0] * 0.2989 + images[0, 1] * 0.5870 + images[0, 2] * 0.1140
+    rows, cols = grey.shape[0] // side, grey.shape[1] // side
+    index = (grey[: rows * side, : cols * side] * bins / 255).long().clamp(0, bins - 1)
+    cells = index.view(rows, side, cols, side).permute(0, 2, 1, 3).reshape(rows, cols, -1)
+    chance = torch.nn.functional.one_hot(cells, bins).float().mean(2)
+    return -(chance * torch.log2(chance + 1e-10)).sum(-1)
+
+
+def whole_processor(image: Path | None, repeats: int) -> list[dict[str, Any]]:
+    """One row per backend, size and method."""
+    rows = []
+    for backend, kind in BACKENDS.items():
+        for limit, size in (("default", None), ("16384 tokens", UNLIMITED)):
+            processor = kind() if size is None else kind(size=size)
+            for width, height in SIZES:
+                if size is not None and megapixels(f"{width}×{height}") < 1.1:
+                    continue  # the same as with the default limit
+                picture = photo(width, height, image)
+                cases = {
+                    name: lambda s=settings, p=processor, i=picture: p(i, return_tensors="pt", **s)
+                    for name, settings in METHODS.items()
+                }
+                medians = take_turns(cases, repeats, label=f"{backend} {width}×{height}")
+                for name, settings in METHODS.items():
+                    rows.append(
+                        {
+                            "backend": backend,
+                            "image": f"{width}×{height}",
+                            "limit": limit,
+                            "method": name,
+                            "patches": len(processor(picture, return_tensors="pt", **settings)["pixel_values"]),
+                            "ms": medians[name],
+                            "ratio": medians[name] / medians[UPSTREAM],
+                        }
+                    )
+    return rows
+
+
+def maps_alone(image: Path | None, repeats: int) -> dict[str, float]:
+    """Milliseconds of each importance map and of the one-hot histogram, one thread at 1 MP; peak extra bytes."""
+    pixels = torch.frombuffer(bytearray(photo(1316, 728, image).tobytes()), dtype=torch.uint8)
+    images = pixels.view(1, 728, 1316, 3).permute(0, 3, 1, 2).contiguous()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        cases = {
+            name: lambda m=method: m.compute(images, patch_size=14, num_scales=3)
+            for name, method in IMPORTANCE_METHODS.items()
+        }
+        found = take_turns(cases, repeats, label="importance maps")
+        one_hot = {"one-hot entropy": lambda: [one_hot_entropy(images, side) for side in (14, 28, 56)]}
+        found |= take_turns(one_hot, repeats=1, warmup=0, label="one-hot")
+    finally:
+        torch.set_num_threads(threads)
+    tracemalloc.start()  # sees the kernel's numpy arrays
+    compute_patch_entropy_batched(images, 14, 3)
+    found["entropy, peak extra bytes per pixel"] = tracemalloc.get_traced_memory()[1] / (728 * 1316)
+    tracemalloc.stop()
+    return found
+
+
+def main(
+    image: Annotated[Path | None, typer.Option(help="A photo of your own instead of the bundled one.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 15,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: its own choice.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the results go.")] = Path("benchmarks/results"),
+) -> None:
+    """Measure preprocessing and write `preprocessing.json`, a table and a plot."""
+    transformers_apt.apply()
+    logging.set_verbosity_error()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    about = {"hardware": hardware(), "repeats": repeats, "maps_ms_1mp_one_thread": maps_alone(image, repeats)}
+    rows = whole_processor(image, repeats)
+
+    def plot(axes: Any) -> None:
+        for name in METHODS:
+            found = [row for row in rows if row["method"] == name and row["backend"] == "torchvision"]
+            # where the default limit would shrink the image, show the run without it
+            found = [row for row in found if row["limit"] != "default" or megapixels(row["image"]) < 1.1]
+            pixels = [megapixels(row["image"]) for row in found]
+            axes.plot(pixels, [row["ms"] for row in found], marker="o", label=name)
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="megapixels",
+            ylabel="milliseconds",
+            title="image processor (torchvision)",
+        )
+        axes.legend(fontsize=7)
+
+    report(output, "preprocessing", rows, about, plot)
+    for name, value in about["maps_ms_1mp_one_thread"].items():
+        print(f"{name}: {value:.2f}" + ("" if "bytes" in name else " ms"))
+
+
+def megapixels(size: str) -> float:
+    """`"1920×1080"` -> 2.07."""
+    width, height = size.split("×")
+    return int(width) * int(height) / 1e6
+
+
+if __name__ == "__main__":
+    typer.run(main)
