@@ -1,16 +1,21 @@
-"""Pictures of a tiling: the borders of its patches, and what is left of the pixels.
+"""Pictures of a tiling: the borders of its patches, what is left of the pixels, and the map behind the choice.
 
 Axis legend: `c` channels, `H W` pixels.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from apt_code.patch_layout import PatchLayout
 from apt_code.patch_packing import area_average, cells_of
+from apt_code.patch_selection import PAD_VALUE
 
 PATCH_COLOURS: dict[int, tuple[int, int, int]] = {
     1: (255, 214, 10),  # yellow
@@ -19,6 +24,8 @@ PATCH_COLOURS: dict[int, tuple[int, int, int]] = {
     8: (80, 255, 80),  # green
 }
 """Border colour by patch size in base cells."""
+
+LEGEND_BACKGROUND = (28, 28, 28)
 
 
 def reconstruct(image: Tensor, layout: PatchLayout, patch_size: int) -> Tensor:
@@ -65,8 +72,131 @@ def draw_tiling(image: Tensor, layout: PatchLayout, patch_size: int, scale: int 
         box = (left, top, left + size * unit - 1, top + size * unit - 1)
         draw.rectangle(box, outline=(0, 0, 0))
         inner = tuple(edge + inset for edge, inset in zip(box, (1, 1, -1, -1), strict=True))
-        draw.rectangle(inner, outline=PATCH_COLOURS[size], width=min(size, 2))
+        draw.rectangle(inner, outline=PATCH_COLOURS[size], width=min(size, 2) * max(1, scale // 2))
     return picture
+
+
+def add_legend(picture: Image.Image, layout: PatchLayout, patch_size: int) -> Image.Image:
+    """The picture of `draw_tiling` above a dark strip: what the colours mean, and how many patches of each there are.
+
+    The picture keeps its place and its pixels; where it is narrower than a line of the legend, dark fills the rest.
+    """
+    total = layout.grid[0] * layout.grid[1]
+    items: list[tuple[tuple[int, int, int] | None, str]] = [
+        (PATCH_COLOURS[size], f"{size * patch_size} px: {count:,}") for size, count in layout.patches_by_size.items()
+    ]
+    items.append((None, f"{layout.num_patches:,} of {total:,} patches ({layout.retention:.1%})"))
+    text_px = max(14, min(picture.width // 46, 44))
+    font = ImageFont.load_default(size=text_px)
+    gap, line_px = text_px, text_px * 7 // 4
+    widths = [font.getlength(text) + (text_px * 3 // 2 if colour else 0) for colour, text in items]
+    width = max(picture.width, int(max(widths)) + 2 * gap)
+    places, left, line = [], gap, 0
+    for needed in widths:
+        if left > gap and left + needed + gap > width:
+            left, line = gap, line + 1
+        places.append((left, picture.height + gap // 2 + line * line_px))
+        left += int(needed) + 2 * gap
+    sheet = Image.new("RGB", (width, picture.height + gap + (line + 1) * line_px), LEGEND_BACKGROUND)
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for (colour, text), (left, top) in zip(items, places, strict=True):
+        middle = top + line_px // 2
+        if colour:
+            half = text_px // 2
+            draw.rectangle((left, middle - half, left + 2 * half, middle + half), fill=colour)
+            left += text_px * 3 // 2
+        draw.text((left, middle), text, fill="white", font=font, anchor="lm")
+    return sheet
+
+
+def highest_importance(maps: Mapping[int, Tensor]) -> float:
+    """The largest importance of a complete cell of any scale, or 1 where there is none above 0: one range for all."""
+    found = [float(values[values < PAD_VALUE].max()) for values in maps.values() if bool((values < PAD_VALUE).any())]
+    return max(found, default=0.0) or 1.0
+
+
+def draw_heatmap(
+    importance: Tensor,
+    side: int,
+    image_size: tuple[int, int],
+    *,
+    highest: float,
+    unit: str,
+    title: str,
+    threshold: float | None = None,
+) -> Image.Image:
+    """One scale's importance map over the image's own pixels, with a colour bar. Needs matplotlib.
+
+    Args:
+        importance: `(rows, cols)`; cells of `PAD_VALUE` or more stick out of the image and are hatched grey.
+        side: of a cell in pixels.
+        image_size: `(H, W)` in pixels.
+        highest: importance of the brightest colour; the darkest is 0. Give all scales of an image the same one.
+        unit: what the map is measured in. All but bits are coloured by their root: a few cells would drown the rest.
+        title: above the map.
+        threshold: marked on the colour bar where it lies in its range.
+    """
+    import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    height, width = image_size
+    inches = 8 / max(height, width)
+    wide = width > 1.5 * height
+    # room for the colour bar and for the labels; the picture itself keeps its own proportions
+    figure = Figure(
+        figsize=(
+            max(width * inches, 3.5) + (0.8 if wide else 2.0),
+            max(height * inches, 1.2) + (2.2 if wide else 1.2),
+        ),
+        dpi=120,
+        layout="constrained",
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    complete = importance < PAD_VALUE
+    values = torch.where(complete, importance.float(), torch.nan).cpu().numpy()
+    rows, cols = values.shape
+    heat = axes.imshow(
+        values,
+        cmap="inferno",
+        norm=PowerNorm(1.0 if unit == "bits" else 0.5, vmin=0, vmax=highest),
+        extent=(0, cols * side, rows * side, 0),
+        interpolation="nearest",
+    )
+    for row, col in (~complete).nonzero().tolist():
+        cell = Rectangle((col * side, row * side), side, side, facecolor="0.75", edgecolor="0.45", hatch="//", lw=0)
+        axes.add_patch(cell)
+    note = "" if bool(complete.all()) else "  (hatched: sticks out of the image, always split)"
+    axes.set(xlim=(0, width), ylim=(height, 0), title=title, xlabel=f"px{note}", ylabel="px")
+    bar = figure.colorbar(heat, ax=axes, orientation="horizontal" if wide else "vertical", pad=0.02, aspect=30)
+    bar.set_label(unit)
+    if threshold is not None and 0 <= threshold <= highest:
+        mark = bar.ax.axvline if wide else bar.ax.axhline
+        mark(threshold, color="black", linewidth=5)
+        mark(threshold, color="white", linewidth=2)
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", bbox_inches="tight", pad_inches=0.15)
+    return Image.open(encoded).convert("RGB")
+
+
+def import_matplotlib() -> Any:
+    """matplotlib, or one line that says how to get it.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "heatmaps need matplotlib, which is not installed; expected the extra 'viz': "
+            "pip install 'transformers-apt[viz]'"
+        ) from error
+    return matplotlib
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand
 
 app = typer.Typer(
     help="Adaptive Patch Tokenization for Qwen2-VL in transformers.", no_args_is_help=True, add_completion=False
@@ -24,8 +26,14 @@ def main() -> None:
 
 def fail(message: object) -> typer.Exit:
     """One line on stderr, and the exit code for bad input."""
-    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    complain("[red]error:[/red]", message)
     return typer.Exit(BAD_INPUT)
+
+
+def complain(what: str, message: object) -> None:
+    """One line on stderr, whatever is in the message."""
+    line = escape(" ".join(str(message).split()))
+    Console(stderr=True).print(f"{what} {line}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -100,3 +108,75 @@ def demo(
     console.print(f"{photo.width}×{photo.height} px, {platform.machine()} {device} ({threads}), {dtype}, {prompt!r}\n")
     rows = demonstration.measure(checkpoint, processor, photo, prompt, max_new_tokens=max_new_tokens, repeats=repeats)
     demonstration.show(console, rows)
+
+
+class OneLineErrors(TyperCommand):
+    """A command whose wrong options are one line on stderr too, not a box."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As the base class."""
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            raise fail(f"{error.format_message()} See {ctx.command_path} --help") from error
+
+
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""click's, which some typer releases bring along under a name of their own."""
+
+
+@app.command(cls=OneLineErrors)
+def visualize(
+    image: Annotated[
+        Path | None, typer.Argument(metavar="IMAGE", help="An image, or a folder: every image in it.")
+    ] = None,
+    input_image: Annotated[Path | None, typer.Option(help="The same as IMAGE.")] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the results: one folder in it per image.")
+    ] = Path("visualizations"),
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id: use this checkpoint's image processor, and its settings.")
+    ] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(help="Side of the finest patch, in pixels.", show_default="14")
+    ] = None,
+    temporal_patch_size: Annotated[int | None, typer.Option(help="Frames of a patch.", show_default="2")] = None,
+    merge_size: Annotated[int | None, typer.Option(help="Qwen2-VL's; only 2 works.", show_default="2")] = None,
+    thresholds: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="For v1: cells of 28 and of 56 px below these stay whole.", show_default="3 2, in bits"),
+    ] = None,
+    patch_selection_method: Annotated[
+        str | None, typer.Option(help="'v1', 'v2', 'budget' or 'off'.", show_default="v1")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="budget: share of the patches kept, 0 to 1. v2: larger, fewer patches.")
+    ] = None,
+    importance_method: Annotated[
+        str | None, typer.Option(help="'entropy', 'laplacian' or 'upsample_mse'.", show_default="entropy")
+    ] = None,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+) -> None:
+    """Draw what the processor makes of an image: importance maps, tiling, what the model sees, and the numbers.
+
+    Exit code 2 when an option or an image cannot be used; in a folder, the other images are still drawn.
+    """
+    from transformers_apt import visualize_command
+
+    given = {
+        "patch_size": patch_size,
+        "temporal_patch_size": temporal_patch_size,
+        "merge_size": merge_size,
+        "thresholds": list(thresholds) if thresholds else None,
+        "patch_selection_method": patch_selection_method,
+        "alpha": alpha,
+        "importance_method": importance_method,
+    }
+    source = image or input_image
+    if source is None or (image and input_image):
+        raise fail("expected one image or folder: IMAGE or --input-image, and not both")
+    try:
+        errors = visualize_command.run(source, output, model, device, given, complain)
+    except visualize_command.EXPECTED as error:
+        raise fail(error) from error
+    raise typer.Exit(BAD_INPUT if errors else 0)

@@ -1,0 +1,98 @@
+"""The work behind `transformers-apt visualize` and `debug/visualize_patches.py`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from huggingface_hub.errors import HFValidationError
+
+import transformers_apt
+from transformers_apt.models.qwen2_vl import selection
+from transformers_apt.visualize import ignored_settings, load_processor, pick_device
+from transformers_apt.visualize_files import SUMMARY, visualize_folder, visualize_image
+
+EXPECTED = (
+    OSError,
+    ValueError,
+    TypeError,
+    ModuleNotFoundError,
+    HFValidationError,
+    transformers_apt.IncompatibleTransformersError,
+)
+"""What bad input raises: worth one line, not a traceback."""
+
+
+def run(
+    source: Path,
+    output: Path,
+    model: str | None,
+    device: str,
+    given: dict[str, Any],
+    complain: Callable[[str, object], None],
+) -> list[str]:
+    """Draw one image or every image of a folder, and say so.
+
+    Args:
+        source: image file or folder.
+        output: where the images' folders go.
+        model: whose image processor; `None` for upstream's defaults.
+        device: `'auto'`, `'cpu'` or `'cuda'`.
+        given: sizes and settings, `None` where not given.
+        complain: takes a rich tag and a message; prints one line on stderr.
+
+    Returns:
+        What went wrong with single images of a folder, already printed.
+    """
+    transformers_apt.apply()
+    where = pick_device(device)
+    processor = load_processor(model, **given)
+    notes = ignored_settings(processor.patch_selection_method, given)
+    with _without_notice():
+        if not source.is_dir():
+            stats = visualize_image(source, output, processor, where, notes=notes)
+            for note in stats["notes"]:
+                complain("[yellow]note:[/yellow]", note)
+            typer.echo(describe(stats))
+            typer.echo(f"-> {output / source.stem}")
+            return []
+        found, errors = visualize_folder(source, output, processor, where, notes=notes)
+    for note in dict.fromkeys(note for stats in found for note in stats["notes"]):
+        complain("[yellow]note:[/yellow]", note)
+    for error in errors:
+        complain("[red]error:[/red]", error)
+    for stats in found:
+        typer.echo(describe(stats))
+    failed = f", {len(errors)} could not be" if errors else ""
+    typer.echo(f"{len(found)} images drawn{failed} -> {output / SUMMARY}")
+    return errors
+
+
+def describe(stats: dict[str, Any]) -> str:
+    """One image's `stats.json` in a line."""
+    sides = ", ".join(f"{count} of {side} px" for side, count in stats["patches"]["by_px"].items())
+    target = stats["retention"]["target"]
+    aimed = "" if target is None else f", target {target:.1%}"
+    return (
+        f"{stats['image']}: {stats['original_size']['width']}×{stats['original_size']['height']} px, resized to "
+        f"{stats['resized_size']['width']}×{stats['resized_size']['height']}; {sides}; "
+        f"{stats['patches']['kept']} of {stats['patches']['full']} patches "
+        f"({stats['retention']['actual']:.1%}{aimed}), "
+        f"{stats['language_tokens']['kept']} of {stats['language_tokens']['full']} language tokens"
+    )
+
+
+@contextmanager
+def _without_notice() -> Iterator[None]:
+    """The notice that adaptive patches are on is for programs that did not ask for them."""
+    logger = logging.getLogger(selection.logger.name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
