@@ -118,7 +118,7 @@ class OneLineErrors(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except UsageError as error:
-            raise fail(f"{error.format_message()} See {ctx.command_path} --help") from error
+            raise fail(f"{error.format_message()}; see {ctx.command_path} --help") from error
 
 
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -161,8 +161,6 @@ def visualize(
 
     Exit code 2 when an option or an image cannot be used; in a folder, the other images are still drawn.
     """
-    from transformers_apt import visualize_command
-
     given = {
         "patch_size": patch_size,
         "temporal_patch_size": temporal_patch_size,
@@ -175,6 +173,11 @@ def visualize(
     source = image or input_image
     if source is None or (image and input_image):
         raise fail("expected one image or folder: IMAGE or --input-image, and not both")
+    if not source.exists():  # before anything slow is imported
+        raise fail(f"{source} does not exist; expected an image file or a folder of them")
+
+    from transformers_apt import visualize_command
+
     try:
         errors = visualize_command.run(source, output, model, device, given, complain)
     except visualize_command.EXPECTED as error:

@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
-from transformers.image_utils import load_image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
+import transformers_apt
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_selection import PAD_VALUE, check_thresholds
 from apt_code.patch_tokenizer import PatchTokenizer
+from apt_code.visualization import to_picture
 from transformers_apt.models.qwen2_vl import selection
 from transformers_apt.stats import image_layouts
 
@@ -41,7 +42,7 @@ class View:
     """What the image processor made of one image.
 
     Attributes:
-        original: the image as the processor reads it from a path: upright, RGB.
+        original: the image before the resize, RGB; what was transparent is what the processor makes of it.
         resized: `(c, H, W)` uint8, after the processor's resize.
         layout: the tiling in the processor's output.
         maps: `{side in px: (rows, cols)}`, the importance of every cell.
@@ -76,7 +77,9 @@ def load_processor(model: str | None = None, **given: Any) -> Qwen2VLImageProces
 
     Raises:
         ValueError, TypeError: settings that cannot be used. OSError: no such checkpoint.
+        IncompatibleTransformersError: adaptive patches cannot be switched on.
     """
+    transformers_apt.apply()
     if model is not None and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise ValueError(
             f"{model} is not a folder; expected a checkpoint folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
@@ -110,18 +113,19 @@ def pick_device(name: str) -> str:
 
 
 def load_picture(path: Path) -> Image.Image:
-    """An image file as the processor reads it: turned upright by its EXIF tag, RGB.
+    """An image file, turned upright by its EXIF tag as transformers' own loaders do, otherwise as it is.
 
     Raises:
         UnusableImageError: missing, not an image, damaged, or too large to show.
     """
     if not path.is_file():
-        raise UnusableImageError(f"{path} does not exist or is not a file; expected an image file or a folder of them")
+        raise UnusableImageError(f"{path} is not a file; expected an image file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                picture = load_image(file)
+                file.load()
+                picture = ImageOps.exif_transpose(file)
     except Exception as error:  # a decoder may raise anything on a damaged file
         raise UnusableImageError(
             f"{path} cannot be read as an image ({error}); expected a JPEG, PNG or the like"
@@ -137,7 +141,7 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
     """Run the image processor on one picture, and keep what it did.
 
     Args:
-        picture: RGB.
+        picture: of any mode.
         processor: the image processor; its attributes are the settings.
         device: where to compute.
         settings: selection settings for this call, which win over the processor's.
@@ -148,14 +152,14 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
     selection.check_selection(**settings)
     settings = selection.take_selection(processor, settings)
     sizes = {name: getattr(processor, name) for name in SIZES}
-    call: dict[str, Any] = {**settings, "device": device, "return_tensors": "pt"}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        output = processor(images=[picture], **call)
+        output = processor(images=[picture], device=device, return_tensors="pt", **settings)
     budget_info = (processor.last_budget_info or [None])[0]
     layout = image_layouts({name: value.cpu() for name, value in output.items() if name != "pixel_values"})[0]
-    plain = {"patch_selection_method": selection.OFF, "do_rescale": False, "do_normalize": False}
-    resized = _unpatchify(processor(images=[picture], **{**call, **plain})["pixel_values"], layout.grid, sizes)
+    plain: dict[str, Any] = {"patch_selection_method": selection.OFF, "do_rescale": False, "do_normalize": False}
+    whole = processor(images=[picture], device=device, return_tensors="pt", **plain)
+    resized = _unpatchify(whole["pixel_values"], layout.grid, sizes)
     tokenizer = PatchTokenizer(
         num_scales=selection.NUM_SCALES,
         base_patch_size=sizes["patch_size"],
@@ -166,7 +170,8 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
     used = {**settings, "thresholds": _thresholds_used(settings, tokenizer.thresholds, maps)}
     notes = [str(warning.message) for warning in caught if warning.category is UserWarning]
     limits = {"min_pixels": processor.size["shortest_edge"], "max_pixels": processor.size["longest_edge"]}
-    return View(picture, resized.cpu(), layout, maps, used, {**sizes, **limits}, budget_info, notes)
+    original = to_picture(processor.process_image(picture, do_convert_rgb=processor.do_convert_rgb))
+    return View(original, resized.cpu(), layout, maps, used, {**sizes, **limits}, budget_info, notes)
 
 
 def _unpatchify(rows: Tensor, grid: tuple[int, int], sizes: dict[str, int]) -> Tensor:

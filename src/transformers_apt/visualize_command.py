@@ -48,7 +48,6 @@ def run(
     Returns:
         What went wrong with single images of a folder, already printed.
     """
-    transformers_apt.apply()
     where = pick_device(device)
     processor = load_processor(model, **given)
     notes = ignored_settings(processor.patch_selection_method, given)
@@ -89,10 +88,12 @@ def describe(stats: dict[str, Any]) -> str:
 @contextmanager
 def _without_notice() -> Iterator[None]:
     """The notice that adaptive patches are on is for programs that did not ask for them."""
-    logger = logging.getLogger(selection.logger.name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.msg != selection.FIRST_USE_NOTICE
+
+    selection.logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        selection.logger.removeFilter(is_other)

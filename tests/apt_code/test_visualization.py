@@ -1,10 +1,24 @@
 """The drawings, pixel by pixel, on a tiling known by hand."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from apt_code.patch_layout import PatchLayout
-from apt_code.visualization import PATCH_COLOURS, draw_tiling, reconstruct, to_picture
+from apt_code.patch_selection import PAD_VALUE
+from apt_code.visualization import (
+    LEGEND_BACKGROUND,
+    PATCH_COLOURS,
+    add_legend,
+    draw_heatmap,
+    draw_tiling,
+    highest_importance,
+    reconstruct,
+    to_picture,
+)
 
 P = 14
 
@@ -48,3 +62,82 @@ def test_reconstruction_averages_coarse_patches_and_keeps_fine_ones(layout):
 def test_a_grey_image_becomes_an_rgb_picture():
     picture = to_picture(torch.full((1, 2, 3), 300.0))
     assert picture.mode == "RGB" and picture.size == (3, 2) and picture.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_larger_drawing_has_broader_lines(layout):
+    picture = draw_tiling(torch.full((3, 4 * P, 6 * P), 128), layout, P, scale=4)
+    middle = 2 * P  # of a 14-px patch
+    left = 4 * P * 4
+    row = [picture.getpixel((left + x, 2 * P * 4 + middle)) for x in range(4)]
+    assert row == [(0, 0, 0), PATCH_COLOURS[1], PATCH_COLOURS[1], (128, 128, 128)]
+
+
+def _has(picture, colour):
+    return (np.asarray(picture) == colour).all(-1).any()
+
+
+@pytest.mark.parametrize("width", [6 * P, 400, 3000])
+def test_the_legend_stands_below_and_names_the_sizes_there_are(layout, width):
+    picture = Image.new("RGB", (width, 40), (1, 2, 3))
+    sheet = add_legend(picture, layout, P)
+    assert sheet.crop((0, 0, width, 40)).tobytes() == picture.tobytes()
+    assert sheet.width >= width and sheet.height > 40 + 14
+    below = sheet.crop((0, 40, *sheet.size))
+    for size, colour in PATCH_COLOURS.items():
+        assert _has(below, colour) == (size in (1, 2, 4))
+    assert below.getpixel((0, 0)) == LEGEND_BACKGROUND and _has(below, (255, 255, 255))
+    # text ends before the edge
+    assert (np.asarray(sheet)[40:, -4:] == LEGEND_BACKGROUND).all()
+
+
+DARKEST, BRIGHTEST, MIDDLE = (0, 0, 3), (252, 254, 164), (187, 55, 84)  # of inferno
+
+
+def _centre(picture, colour, tolerance=2):
+    """Where most of a colour is, in fractions of the picture, and its share of the pixels."""
+    pixels = np.asarray(picture).astype(int)
+    found = np.argwhere((np.abs(pixels - colour) <= tolerance).all(-1))
+    assert len(found), f"no {colour}"
+    y, x = np.median(found, axis=0)
+    return x / picture.width, y / picture.height, len(found) / pixels[..., 0].size
+
+
+@pytest.mark.parametrize(("unit", "half"), [("bits", 4.0), ("grey levels²", 2.0)])
+def test_a_heatmap_has_its_colours_where_the_cells_are(unit, half):
+    importance = torch.tensor([[0.0, 8.0, PAD_VALUE], [half, 8.0, PAD_VALUE]])
+    picture = draw_heatmap(importance, 56, (112, 140), highest=8.0, unit=unit, title="a title")
+    dark_x, dark_y, dark_share = _centre(picture, DARKEST)
+    bright_x, _, bright_share = _centre(picture, BRIGHTEST)
+    _, middle_y, _ = _centre(picture, MIDDLE)  # a squared unit is coloured by its root
+    grey_x, _, grey_share = _centre(picture, (191, 191, 191))
+    assert dark_x < 0.4 < bright_x < grey_x
+    assert dark_y < 0.5 < middle_y
+    # the last column sticks out by half of its cells, and is hatched rather than the brightest of all
+    assert bright_share == pytest.approx(2 * dark_share, rel=0.15) and 0 < grey_share < dark_share
+
+
+@pytest.mark.parametrize("shape", [(56, 56), (28, 2800), (2800, 28)])
+def test_a_threshold_marks_the_colour_bar_only(shape):
+    importance = torch.full((-(-shape[0] // 28), -(-shape[1] // 28)), 1.0)
+    options = {"highest": 4.0, "unit": "bits", "title": "t"}
+    plain = draw_heatmap(importance, 28, shape, **options)
+    marked = draw_heatmap(importance, 28, shape, **options, threshold=2.0)
+    beyond = draw_heatmap(importance, 28, shape, **options, threshold=5.0)
+    assert plain.tobytes() == beyond.tobytes() and plain.size == marked.size
+    assert max(plain.size) < 2000 and min(plain.size) > 200
+    differing = np.argwhere((np.asarray(plain) != np.asarray(marked)).any(-1))
+    extent = np.ptp(differing, axis=0)
+    assert len(differing) and min(extent) <= 12  # one line across the bar
+
+
+def test_one_range_for_all_scales():
+    maps = {14: torch.tensor([[1.0, 2.0]]), 28: torch.tensor([[3.0]]), 56: torch.tensor([[PAD_VALUE]])}
+    assert highest_importance(maps) == 3.0
+    assert highest_importance({14: torch.zeros(2, 2), 28: torch.full((1, 1), PAD_VALUE)}) == 1.0
+    assert highest_importance({14: torch.full((1, 1), PAD_VALUE)}) == 1.0
+
+
+def test_a_heatmap_without_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"transformers-apt\[viz\]"):
+        draw_heatmap(torch.zeros(1, 1), 14, (14, 14), highest=1.0, unit="bits", title="")
