@@ -18,7 +18,9 @@ def can_compile(images: Tensor) -> bool:
 def _numba_is_there() -> bool:
     try:
         from apt_code import kernels  # noqa: F401
-    except ImportError as error:
-        logger.debug("importance maps and packing run uncompiled, several times slower: {}; pip install numba", error)
+    except Exception as error:  # missing, or broken in one of the ways that compilers break: never our user's problem
+        logger.debug(
+            "importance maps and packing run uncompiled, several times slower: {!r}; pip install numba", error
+        )
         return False
     return True

@@ -7,13 +7,24 @@ functions are cached on disk. Without numba, the plain code does the work, more 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import njit
 
 GREY_RANGE = 255 * 10_000
 
 
-@njit(cache=True, nogil=True)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile on first use, and keep the result on disk where there is a place for it."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # a read-only installation and no home directory: compile once per process instead
+        return njit(nogil=True)(function)
+
+
+@_compiled
 def entropy_sums(image, patch_size, num_scales, bins, weights, table, deltas):  # type: ignore[no-untyped-def]
     """`Σ table[count]` over the grey-level histogram of every complete cell.
 
@@ -70,7 +81,7 @@ def entropy_sums(image, patch_size, num_scales, bins, weights, table, deltas):  
     return sums
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def upsample_square_error(image, patch_size, size):  # type: ignore[no-untyped-def]
     """Sum of squared errors between every complete cell and its own coarse patch scaled back up.
 
@@ -140,7 +151,7 @@ def upsample_square_error(image, patch_size, size):  # type: ignore[no-untyped-d
     return errors
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def gather_rows(image, patches, tables, starts, patch_size, frames, rows):  # type: ignore[no-untyped-def]
     """Look up every pixel of the kept patches in a table of finished values.
 

@@ -84,7 +84,8 @@ def demo(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise fail(f"--dtype {dtype}: expected float32, bfloat16 or float16")
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = accelerator.type if accelerator else "cpu"
     console = Console()
     try:
         transformers_apt.apply()
@@ -104,7 +105,8 @@ def demo(
             "[yellow]No --model given: this is a small Qwen2-VL with random weights.\n"
             "Its counts and times are real, its answers are noise.[/yellow]"
         )
-    threads = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
+    cuda = device.startswith("cuda")
+    threads = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
     console.print(f"{photo.width}×{photo.height} px, {platform.machine()} {device} ({threads}), {dtype}, {prompt!r}\n")
     rows = demonstration.measure(checkpoint, processor, photo, prompt, max_new_tokens=max_new_tokens, repeats=repeats)
     demonstration.show(console, rows)

@@ -59,8 +59,10 @@ def load_photo(path: Path | None) -> Image.Image:
         ValueError: not a readable image. ModuleNotFoundError: no path, and scikit-image is not installed.
     """
     if path is not None:
+        from transformers.image_utils import load_image
+
         try:
-            return Image.open(path).convert("RGB")
+            return load_image(Image.open(path)).convert("RGB")  # turns a phone's photo upright, as upstream does
         except OSError as error:
             raise ValueError(
                 f"{path} cannot be read as an image ({error}); expected a JPEG, PNG or the like"
@@ -81,7 +83,7 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
     Raises:
         ValueError: a path where nothing is. OSError: not a checkpoint, or not to be had from the hub.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLProcessor
     from transformers.utils.logging import disable_progress_bar
 
     if name is None:
@@ -91,12 +93,16 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
         with tempfile.TemporaryDirectory(prefix="transformers-apt-") as folder:
             save_checkpoint(folder, size="demo")
             return load_checkpoint(folder, device, dtype)
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
+    if name.startswith((".", "/")) and not Path(name).is_dir():
         raise ValueError(
             f"{name} is not a folder; expected a checkpoint folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
         )
+    processor = AutoProcessor.from_pretrained(name)
+    if not isinstance(processor, Qwen2VLProcessor):
+        raise ValueError(f"{name} is for {type(processor).__name__}; adaptive patches need a Qwen2-VL checkpoint")
     model = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, dtype))
-    return model.to(device).eval(), AutoProcessor.from_pretrained(name)
+    return model.to(device).eval(), processor
 
 
 def measure(
@@ -138,13 +144,16 @@ def measure(
 
 
 def _milliseconds(work: Callable[[], Any]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    _wait_for_device()
     start = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    _wait_for_device()
     return (time.perf_counter() - start) * 1e3
+
+
+def _wait_for_device() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def show(console: Console, rows: list[Row]) -> None:

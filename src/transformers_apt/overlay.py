@@ -58,11 +58,14 @@ class Override:
     def bind(self, upstream: Callable[..., Any]) -> Callable[..., Any]:
         """The method to put on the class: upstream's name, docstring and signature, plus the added parameters."""
         function = self.function
+        name = function.__name__
 
         @functools.wraps(upstream)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             return function(upstream, self, *args, **kwargs)
 
+        # a code object of its own: for torch.compile one with many callers would look like one that keeps recompiling
+        method.__code__ = method.__code__.replace(co_name=f"apt_{name}")  # type: ignore[attr-defined]
         parameters = list(inspect.signature(upstream).parameters.values())
         end = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
         parameters[end:end] = self.adds

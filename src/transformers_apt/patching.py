@@ -103,7 +103,10 @@ def revert() -> None:
 
 @contextmanager
 def applied() -> Iterator[None]:
-    """The patch is on inside the block, and afterwards what it was before (about to come on counts as on)."""
+    """The patch is on inside the block, and afterwards what it was before (about to come on counts as on).
+
+    It switches the whole process: of blocks in several threads, the first that ends may switch it off for all.
+    """
     was_on = status().active or startup.is_waiting()
     apply()
     try:

@@ -16,7 +16,9 @@ class ProcessorMixin(Overlay):
     """Modifications:
 
     - `_process_images`: about fifteen model families share `Qwen2VLImageProcessor`. Through the processor of any
-      family but Qwen2-VL it works as upstream's, to the bit, and a request for adaptive patches is an error.
+      family but Qwen2-VL it works as upstream's, to the bit, and a request for adaptive patches is an error. Through a
+      subclass of `Qwen2VLProcessor`, whose author may count patches from the grid, it works as upstream's unless the
+      call or the image processor's attribute asks for another method than the default.
     """
 
     target = "transformers.processing_utils:ProcessorMixin"
@@ -25,14 +27,16 @@ class ProcessorMixin(Overlay):
     def _process_images(upstream: Any, self: Any, images: Any, **kwargs: Any) -> Any:
         image_processor = self.image_processor
         shared = isinstance(image_processor, (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil))
-        if shared and not isinstance(self, Qwen2VLProcessor):
-            default = DEFAULTS["patch_selection_method"]
-            asked_by_call = kwargs.get("patch_selection_method")
-            asked = asked_by_call or getattr(image_processor, "patch_selection_method", default)
-            if asked != OFF and (asked_by_call or asked != default):
-                raise ValueError(
-                    f"patch_selection_method={asked!r} with {type(self).__name__}: adaptive patches are supported for "
-                    f"{', '.join(SUPPORTED_FAMILIES)} only; leave the argument out, or pass {OFF!r}"
-                )
-            kwargs["patch_selection_method"] = OFF
+        if not shared or type(self) is Qwen2VLProcessor:
+            return upstream(self, images, **kwargs)
+        asked = kwargs.get("patch_selection_method")
+        attribute = getattr(image_processor, "patch_selection_method", None)
+        if asked is None and attribute != DEFAULTS["patch_selection_method"]:
+            asked = attribute
+        if asked not in (None, OFF) and not isinstance(self, Qwen2VLProcessor):
+            raise ValueError(
+                f"patch_selection_method={asked!r} with {type(self).__name__}: adaptive patches are supported for "
+                f"{', '.join(SUPPORTED_FAMILIES)} only; leave the argument out, or pass {OFF!r}"
+            )
+        kwargs["patch_selection_method"] = asked or OFF
         return upstream(self, images, **kwargs)

@@ -113,3 +113,37 @@ def test_packing_refuses_a_layout_that_leaves_the_image():
     outside = PatchLayout((4, 4), torch.tensor([[2, 2, 4]]))
     with pytest.raises(InvalidLayoutError, match="outside its grid"):
         pack_rows(torch.zeros(1, 3, 56, 56, dtype=torch.uint8), [outside], 14, 2, lambda pixels: pixels)
+
+
+def test_without_a_place_for_compiled_code_it_is_compiled_anyway():
+    script = textwrap.dedent(
+        """
+        import numba.core.caching as caching
+        caching.CacheImpl._locator_classes = []
+        import torch
+        from apt_code import compilation, kernels
+        from apt_code.entropy_utils import compute_patch_entropy_batched
+        images = torch.zeros(1, 3, 14, 14, dtype=torch.uint8)
+        assert compilation.can_compile(images)
+        assert float(compute_patch_entropy_batched(images, 14, 1)[14]) == 0.0
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_broken_numba_is_as_good_as_none():
+    script = textwrap.dedent(
+        """
+        import sys
+        class Broken:
+            def __getattr__(self, name):
+                raise OSError("libLLVM cannot be loaded")
+        sys.modules["numba"] = Broken()
+        import torch
+        from apt_code import PatchTokenizer
+        print(len(PatchTokenizer()(torch.zeros(1, 3, 56, 56, dtype=torch.uint8)).patches), "patch")
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "1 patch", done.stderr

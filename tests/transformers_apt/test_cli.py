@@ -89,6 +89,26 @@ def test_no_photo_and_no_scikit_image(monkeypatch):
         demo.load_photo(None)
 
 
+def test_a_phones_photo_is_turned_upright(half_plain, tmp_path):
+    exif = half_plain.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    half_plain.save(tmp_path / "phone.jpg", exif=exif)
+    assert demo.load_photo(tmp_path / "phone.jpg").size == (half_plain.height, half_plain.width)
+
+
+def test_a_checkpoint_below_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    _, processor = demo.load_checkpoint(f"~/{folder.name}", "cpu", "float32")
+    assert type(processor).__name__ == "Qwen2VLProcessor"
+
+
+def test_a_checkpoint_of_another_family_is_refused(folder, monkeypatch):
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda name: object())
+    result = runner.invoke(app, ["demo", "--model", str(folder)])
+    assert result.exit_code == BAD_INPUT
+    assert "adaptive patches need a Qwen2-VL checkpoint" in result.stderr
+
+
 def test_main_is_the_installed_command(monkeypatch):
     monkeypatch.setattr("sys.argv", ["transformers-apt", "--help"])
     with pytest.raises(SystemExit) as stopped:

@@ -81,7 +81,7 @@ def _refuse_mixed_scales(pixel_values: torch.Tensor | None, image_grid_thw: torc
 @merge_with_config_defaults
 @capture_outputs
 def mixed_scale_tower(
-    self: Any, hidden_states: torch.Tensor, grid_thw: torch.Tensor, layouts: list[PatchLayout], **kwargs: Any
+    self: Any, hidden_states: torch.Tensor, layouts: list[PatchLayout], **kwargs: Any
 ) -> BaseModelOutputWithPooling:
     """Upstream's tower, with each patch at its own centre and coarse rows repeated in front of the merger.
 
@@ -113,7 +113,8 @@ def mixed_scale_tower(
 class Qwen2VisionTransformerPretrainedModel(Overlay):
     """Modifications:
 
-    - `forward` takes `patch_layout`, the concatenated layouts, and then runs `mixed_scale_tower`.
+    - `forward` takes `patch_layout`, the concatenated layouts or a list of checked ones, and then runs
+      `mixed_scale_tower`.
     """
 
     target = "transformers.models.qwen2_vl.modeling_qwen2_vl:Qwen2VisionTransformerPretrainedModel"
@@ -125,14 +126,13 @@ class Qwen2VisionTransformerPretrainedModel(Overlay):
         hidden_states: torch.Tensor,
         grid_thw: torch.Tensor,
         *,
-        patch_layout: torch.Tensor | None = None,
+        patch_layout: torch.Tensor | list[PatchLayout] | None = None,
         **kwargs: Any,
     ) -> Any:
         if patch_layout is None:
             return upstream(self, hidden_states, grid_thw, **kwargs)
-        return mixed_scale_tower(
-            self, hidden_states, grid_thw, unpack(patch_layout, grid_thw, hidden_states), **kwargs
-        )
+        layouts = patch_layout if isinstance(patch_layout, list) else unpack(patch_layout, grid_thw, hidden_states)
+        return mixed_scale_tower(self, hidden_states, layouts, **kwargs)
 
 
 @accepts_precomputed_kwargs(modality="image")
@@ -143,7 +143,7 @@ def mixed_scale_image_features(
     """Upstream's `get_image_features` for a mixed-scale sequence: `pooler_output` holds one tensor per image."""
     layouts = unpack(image_patch_layout, image_grid_thw, pixel_values)
     pixel_values = pixel_values.type(self.visual.dtype)
-    outputs = self.visual(pixel_values, grid_thw=image_grid_thw, patch_layout=image_patch_layout, **kwargs)
+    outputs = self.visual(pixel_values, grid_thw=image_grid_thw, patch_layout=layouts, **kwargs)
     tokens = [layout.num_language_tokens for layout in layouts]
     outputs.pooler_output = torch.split(outputs.pooler_output, tokens)
     return outputs
@@ -175,15 +175,23 @@ class Qwen2VLModel(Overlay):
         _refuse_mixed_scales(pixel_values, image_grid_thw)
         return upstream(self, pixel_values, image_grid_thw, **kwargs)
 
-    @overrides("start_position", "grid_thw", "device")
+    @overrides("start_position", "grid_thw", "temp_merge_size", "spatial_merge_size", "time_interval", "device")
     def get_vision_position_ids(
-        upstream: Any, self: Any, start_position: int, grid_thw: Any, *args: Any, **kwargs: Any
+        upstream: Any,
+        self: Any,
+        start_position: int,
+        grid_thw: Any,
+        temp_merge_size: int = 1,
+        spatial_merge_size: int = 1,
+        time_interval: float | torch.Tensor = 1.0,
+        device: str | torch.device | None = None,
     ) -> torch.Tensor:
         if not isinstance(grid_thw, MixedScaleGrid):
-            return upstream(self, start_position, grid_thw, *args, **kwargs)
+            sizes = (temp_merge_size, spatial_merge_size, time_interval)
+            return upstream(self, start_position, grid_thw, *sizes, device=device)
         cells = grid_thw.layout.language_cells  # (t, 2)
         positions = torch.cat([torch.zeros_like(cells[:, :1]), cells], dim=1).T  # (3, t): temporal, height, width
-        return positions.to(kwargs.get("device")) + start_position
+        return positions.to(device) + start_position
 
     @overrides("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
     def get_rope_index(

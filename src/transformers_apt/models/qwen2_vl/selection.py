@@ -37,11 +37,19 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
+USED_BY: Mapping[str, frozenset[str]] = {
+    "v1": frozenset({"importance_method", "thresholds"}),
+    "v2": frozenset({"importance_method", "alpha"}),
+    "budget": frozenset({"importance_method", "alpha"}),
+    OFF: frozenset(),
+}
+"""The settings that each method reads."""
+
 FIRST_USE_NOTICE = (
-    "Adaptive patches are on for Qwen2-VL: plain regions of an image become 28- and 56-px patches, which saves tokens "
-    "and can lose fine detail. To turn this off: images_kwargs={'patch_selection_method': 'off'} for a call, "
-    "processor.image_processor.patch_selection_method = 'off' for a processor, or the environment variable "
-    "TRANSFORMERS_APT=0 for a process. (This notice appears once.)"
+    "Adaptive patches are on for Qwen2-VL: plain regions of an image become 28- and 56-px patches. That saves tokens "
+    "in the vision tower (56-px patches also in the language model) and can lose fine detail. To turn this off: "
+    "images_kwargs={'patch_selection_method': 'off'} for a call, processor.image_processor.patch_selection_method = "
+    "'off' for a processor, or the environment variable TRANSFORMERS_APT=0 for a process. (This notice appears once.)"
 )
 
 
@@ -90,11 +98,24 @@ def check_selection(
 
 def take_selection(image_processor: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take the settings out of a call's arguments; what it left out is the processor's attribute or the default."""
-    settings = {}
+    settings, given = {}, set()
     for name, default in DEFAULTS.items():
-        candidates = (kwargs.pop(name, None), getattr(image_processor, name, None), default)
-        settings[name] = next((value for value in candidates if value is not None), None)
+        by_call, attribute = kwargs.pop(name, None), getattr(image_processor, name, None)
+        if by_call is not None and by_call != attribute:  # upstream fills in the attributes before it calls us
+            given.add(name)
+        settings[name] = next((value for value in (by_call, attribute, default) if value is not None), None)
     check_selection(**settings)
+    method = str(settings["patch_selection_method"])
+    for name in sorted(given - USED_BY[method] - {"patch_selection_method"}):
+        logger.warning_once(
+            f"{name}={settings[name]} has no effect with patch_selection_method={method!r}; it is used by "
+            f"{[other for other, used in USED_BY.items() if name in used]}."
+        )
+    if method == "budget" and settings["alpha"] == 1:
+        logger.warning_once(
+            "patch_selection_method='budget' with alpha=1 keeps every patch and saves nothing; pass alpha, the "
+            "fraction of patches to keep, for example 0.3."
+        )
     return settings
 
 
@@ -158,10 +179,34 @@ class PatchSelector:
             )
         tokenizer = PatchTokenizer(num_scales=NUM_SCALES, base_patch_size=self.patch_size, **self.settings)
         grey = images * self.grey_scale if images.is_floating_point() and self.grey_scale != 1 else images
-        layouts = tokenizer.select_layouts(grey)
+        layouts = [
+            layout if readable else PatchLayout.uniform(layout.grid)
+            for layout, readable in zip(tokenizer.select_layouts(grey), _are_grey_levels(grey), strict=True)
+        ]
         rows = pack_rows(images, layouts, self.patch_size, self.temporal_patch_size, self.normalise)
         parts = rows.split([layout.num_patches for layout in layouts])
         return list(parts), layouts, [tokenizer.last_budget_info] * len(layouts)
+
+
+def _are_grey_levels(images: Tensor) -> list[bool]:
+    """Whether each image's values can be grey levels in [0, 255]; says so where they cannot.
+
+    Patches chosen on other values (already rescaled, already normalised) would throw the image away without a word.
+    """
+    if not images.is_floating_point():
+        return [True] * len(images)
+    lowest, highest = images.amin((1, 2, 3)), images.amax((1, 2, 3))
+    slack = 0.05 * 255  # bicubic resizing overshoots
+    readable = (lowest >= -slack) & (highest <= 255 + slack) & ((highest > 1) | (highest == lowest))
+    for low, high, good in zip(lowest.tolist(), highest.tolist(), readable.tolist(), strict=True):
+        if not good:
+            logger.warning_once(
+                f"An image holds floating-point pixels that would be grey levels from {low:.4g} to {high:.4g}, "
+                "expected 0 to 255: patches cannot be chosen on it, and all are kept. Pass uint8 images, or floats "
+                "that do_rescale (which assumes 0 to 255) or its absence (which assumes 0 to 1) fits; or turn "
+                f"adaptive patches off with patch_selection_method={OFF!r}."
+            )
+    return readable.tolist()
 
 
 class _LastBudgetInfo(threading.local):

@@ -1,0 +1,217 @@
+"""Time to first token, preprocessing included, stage by stage: `python -m benchmarks.generate`.
+
+    python -m benchmarks.generate --size 2b --size 7b --device cuda --dtype bfloat16 --batch 1 --batch 4 --batch 16
+    python -m benchmarks.generate --model Qwen/Qwen2-VL-2B-Instruct --device cuda --dtype bfloat16 --image photo.jpg
+
+Without `--model`, the shapes of the real checkpoints with random weights, which cost the same time as trained ones;
+`small` is for a CPU.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.utils import logging
+
+import transformers_apt
+from benchmarks.measuring import UPSTREAM, hardware, photo, report, take_turns
+from transformers_apt import patch_stats
+from transformers_apt.tiny_checkpoint import build_processor
+
+IMAGES = {"1080p": (1920, 1080), "4 MP": (2632, 1456), "512": (512, 512)}
+STAGES = ("decode", "preprocess", "transfer", "tower", "first token")
+PROMPT = "Describe this image in one sentence."
+
+LANGUAGE_SHAPES: dict[str, dict[str, int]] = {
+    "small": dict(hidden_size=512, intermediate_size=1408, layers=4, heads=8, kv_heads=2, vision_depth=2),
+    "2b": dict(hidden_size=1536, intermediate_size=8960, layers=28, heads=12, kv_heads=2, vision_depth=32),
+    "7b": dict(hidden_size=3584, intermediate_size=18944, layers=28, heads=28, kv_heads=4, vision_depth=32),
+}
+"""Qwen2-VL's published shapes; the tower is the same 675M parameters in both."""
+
+
+def random_model(size: str, processor: Any, device: str, dtype: str) -> Any:
+    """A Qwen2-VL of a published shape with random weights and `processor`'s vocabulary."""
+    shape = LANGUAGE_SHAPES[size]
+    head = shape["hidden_size"] // shape["heads"]
+    tokenizer = processor.tokenizer
+    pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    text = {
+        "hidden_size": shape["hidden_size"],
+        "intermediate_size": shape["intermediate_size"],
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "num_key_value_heads": shape["kv_heads"],
+        # the real vocabulary's size, because the first token pays for it
+        "vocab_size": 152064 if size != "small" else len(tokenizer),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16],
+        },
+        "bos_token_id": pad,
+        "eos_token_id": pad,
+        "pad_token_id": pad,
+    }
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config={"depth": shape["vision_depth"], "hidden_size": shape["hidden_size"]},
+        **{
+            f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
+            for name, token in (
+                ("image", "image_pad"),
+                ("video", "video_pad"),
+                ("vision_start", "vision_start"),
+                ("vision_end", "vision_end"),
+            )
+        },
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with torch.device(device):
+            return Qwen2VLForConditionalGeneration(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def main(
+    size: Annotated[list[str] | None, typer.Option(help=f"Of {list(LANGUAGE_SHAPES)}, repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="A real checkpoint instead: folder or hub id.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A photo of your own instead of the bundled one.")] = None,
+    images: Annotated[list[str] | None, typer.Option(help=f"Of {list(IMAGES)}, repeatable.")] = None,
+    per_prompt: Annotated[int, typer.Option(min=1, help="Images in each prompt.")] = 1,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Prompts at once, repeatable.")] = None,
+    alphas: Annotated[list[float] | None, typer.Option(help="Budgets to measure, repeatable.")] = None,
+    importance_method: Annotated[str, typer.Option(help="Importance map of the selection.")] = "entropy",
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the results go.")] = Path("benchmarks/results"),
+) -> None:
+    """Measure the time to the first token and write `generate.json`, a table and a plot."""
+    transformers_apt.apply()
+    logging.set_verbosity_error()
+    settings: dict[str, dict[str, Any]] = {UPSTREAM: {"patch_selection_method": "off"}}
+    for alpha in alphas or [0.2, 0.3, 0.5]:
+        settings[f"budget {alpha:g}"] = {
+            "patch_selection_method": "budget",
+            "alpha": alpha,
+            "importance_method": importance_method,
+        }
+    rows: list[dict[str, Any]] = []
+    for name in [model] if model else size or ["small"]:
+        processor = AutoProcessor.from_pretrained(model) if model else build_processor()
+        processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 28 * 28 * 16384}
+        if model:
+            loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype)).to(device).eval()
+        else:
+            loaded = random_model(name, processor, device, dtype)
+        for kind in images or ["1080p"]:
+            for count in batch or [1]:
+                file = io.BytesIO()
+                photo(*IMAGES[kind], image).save(file, format="JPEG", quality=92)
+                case = {"model": name, "image": kind, "prompts": count, "images": count * per_prompt}
+                found = measure(loaded, processor, file, per_prompt, count, settings, repeats)
+                rows += [{**case, **row} for row in found]
+        del loaded
+
+    def plot(axes: Any) -> None:
+        chosen = [row for row in rows if row["prompts"] == rows[0]["prompts"] and row["image"] == rows[0]["image"]]
+        labels = [f"{row['model']}\n{row['method']}" for row in chosen]
+        bottom = [0.0] * len(chosen)
+        for stage in STAGES:
+            height = [row[stage] for row in chosen]
+            axes.bar(labels, height, bottom=bottom, label=stage)
+            bottom = [below + above for below, above in zip(bottom, height, strict=True)]
+        axes.set(ylabel="milliseconds to the first token", title=f"{rows[0]['image']}, {rows[0]['prompts']} prompt(s)")
+        axes.tick_params(axis="x", labelsize=7)
+        axes.legend(fontsize=7)
+
+    about = {"hardware": hardware(device), "dtype": dtype, "repeats": repeats, "importance_method": importance_method}
+    report(output, "generate", rows, about, plot)
+
+
+def measure(
+    model: Any,
+    processor: Any,
+    file: io.BytesIO,
+    per_prompt: int,
+    prompts: int,
+    settings: dict[str, dict[str, Any]],
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """One row per setting: patches, tokens, milliseconds per stage and in all, speed-up, peak memory."""
+    content = [{"type": "image"}] * per_prompt + [{"type": "text", "text": PROMPT}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    count = prompts * per_prompt
+
+    def decode() -> list[Image.Image]:
+        return [Image.open(io.BytesIO(file.getvalue())).convert("RGB") for _ in range(count)]
+
+    decoded = decode()
+
+    def preprocess(setting: dict[str, Any]) -> Any:
+        return processor(
+            images=decoded, text=[text] * prompts, images_kwargs=setting, return_tensors="pt", padding=True
+        )
+
+    def tower(inputs: Any) -> Any:
+        names = ("pixel_values", "image_grid_thw", "image_patch_layout")
+        return model.model.get_image_features(**{name: inputs[name] for name in names if name in inputs})
+
+    def first_token(inputs: Any) -> Any:
+        return model.generate(**inputs, max_new_tokens=1, min_new_tokens=1, do_sample=False)
+
+    prepared = {name: preprocess(setting) for name, setting in settings.items()}
+    moved = {name: inputs.to(model.device) for name, inputs in prepared.items()}
+    work = {
+        "decode": lambda name: decode(),
+        "preprocess": lambda name: preprocess(settings[name]),
+        "transfer": lambda name: {key: value.to(model.device) for key, value in prepared[name].items()},
+        "tower": lambda name: tower(moved[name]),
+        "generate": lambda name: first_token(moved[name]),
+    }
+    with torch.inference_mode():
+        times = {
+            stage: take_turns({name: lambda n=name, s=stage: work[s](n) for name in settings}, repeats, 1, stage)
+            for stage in work
+        }
+    rows = []
+    for name in settings:
+        stats = patch_stats(prepared[name])
+        # generate encodes the images too: what is left is the language model's prefill and the first step
+        stages = {stage: times[stage][name] for stage in STAGES[:-1]}
+        stages["first token"] = times["generate"][name] - stages["tower"]
+        total = sum(stages.values())
+        rows.append(
+            {
+                "method": name,
+                "patches": sum(one["vision_patches"] for one in stats),
+                "image tokens": sum(one["language_tokens"] for one in stats),
+                **stages,
+                "total ms": total,
+                "speed-up": rows[0]["total ms"] / total if rows else 1.0,
+                "peak GiB": peak_memory(lambda n=name: first_token(moved[n])) if model.device.type == "cuda" else None,
+            }
+        )
+    return rows
+
+
+def peak_memory(work: Any) -> float:
+    """Peak GPU memory of `work`, weights included, in GiB."""
+    torch.cuda.reset_peak_memory_stats()
+    with torch.inference_mode():
+        work()
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+if __name__ == "__main__":
+    typer.run(main)
