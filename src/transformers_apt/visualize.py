@@ -199,8 +199,8 @@ def _thresholds_used(
 
 def ignored_settings(method: str, given: dict[str, Any]) -> list[str]:
     """One sentence for every setting that was `given` (not `None`) and that `method` does not use."""
-    uses = {"v1": {"thresholds"}, "v2": {"alpha"}, "budget": {"alpha"}, selection.OFF: set()}
-    names = [name for name in ("alpha", "thresholds") if given.get(name) is not None and name not in uses[method]]
+    unused = {"alpha", "thresholds"} - selection.USED_BY[method]
+    names = [name for name in sorted(unused) if given.get(name) is not None]
     return [f"{name}={given[name]} is ignored by {method!r}" for name in names]
 
 
