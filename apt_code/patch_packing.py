@@ -60,58 +60,64 @@ def pack_patches(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int
     return packed
 
 
-def pack_rows(
-    images: Tensor,
-    layouts: Sequence[PatchLayout],
-    patch_size: int,
-    frames: int,
-    normalise: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """The patches as finished model input: normalised, one row each, in canonical order.
+class RowPacker:
+    """Packs patches as finished model input: normalised, one row each, in canonical order.
 
     Args:
-        images: `(b, c, H, W)`, any real dtype; sides that are not multiples of the patch are zero-padded.
-        layouts: one per image.
         patch_size: side of a base patch in pixels.
         frames: how often a patch is repeated, because a still image fills every frame of a temporal patch.
         normalise: pixelwise map of `(n, c, height, width)` float32 pixels; it may differ between channels.
 
-    Returns:
-        `(n, c·t·p·p)` float32.
+    Bytes are not normalised pixel by pixel: the few values that a patch's pixel can have are, once for all images that
+    one packer sees, and the rest is looking up.
     """
-    whole = images.shape[-2] % patch_size == 0 and images.shape[-1] % patch_size == 0
-    if whole and can_compile(images):
-        return _pack_rows_by_table(images, layouts, patch_size, frames, normalise)
-    patches = normalise(pack_patches(images, layouts, patch_size)).float()
-    # (n, c, p, p) -> (n, c·t·p·p)
-    return patches.unsqueeze(2).expand(-1, -1, frames, -1, -1).reshape(len(patches), -1)
 
+    def __init__(self, patch_size: int, frames: int, normalise: Callable[[Tensor], Tensor]) -> None:
+        self.patch_size = patch_size
+        self.frames = frames
+        self.normalise = normalise
+        self._tables: dict[tuple[int, int], tuple[Tensor, np.ndarray]] = {}
 
-def _pack_rows_by_table(
-    images: Tensor,
-    layouts: Sequence[PatchLayout],
-    patch_size: int,
-    frames: int,
-    normalise: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """`pack_rows` for bytes: normalise each of the few values that a patch's pixel can have, then only look up."""
-    from apt_code import kernels
+    def __call__(self, images: Tensor, layouts: Sequence[PatchLayout]) -> list[Tensor]:
+        """One `(n, c·t·p·p)` float32 tensor per image.
 
-    _check_layouts(images, layouts, patch_size)
-    sizes = sorted({size for layout in layouts for size in layout.patches_by_size})
-    # a size's pixels are averages of size² bytes: sums 0 … 255·size², over size²
-    values = [torch.arange(255 * size**2 + 1, dtype=torch.float32) / size**2 for size in sizes]
-    starts = np.zeros(max(sizes) + 1, dtype=np.int64)
-    starts[sizes[1:]] = np.cumsum([len(value) for value in values[:-1]])
-    channels = images.shape[1]
-    table = normalise(torch.cat(values).expand(1, channels, 1, -1).contiguous())[0, :, 0].float().contiguous()
-    rows = torch.empty((sum(map(len, layouts)), channels * frames * patch_size**2))
-    parts = rows.split([layout.num_patches for layout in layouts])
-    for image, layout, part in zip(images.contiguous(), layouts, parts, strict=True):
-        kernels.gather_rows(
-            image.numpy(), layout.patches.numpy(), table.numpy(), starts, patch_size, frames, part.numpy()
-        )
-    return rows
+        Args:
+            images: `(b, c, H, W)`, any real dtype; sides that are not multiples of the patch are zero-padded.
+            layouts: one per image.
+        """
+        lengths = [layout.num_patches for layout in layouts]
+        whole = images.shape[-2] % self.patch_size == 0 and images.shape[-1] % self.patch_size == 0
+        if whole and can_compile(images):
+            return self._look_up(images, layouts, lengths)
+        patches = self.normalise(pack_patches(images, layouts, self.patch_size)).float()
+        # (n, c, p, p) -> (n, c·t·p·p)
+        rows = patches.unsqueeze(2).expand(-1, -1, self.frames, -1, -1).reshape(len(patches), -1)
+        return list(rows.split(lengths))
+
+    def _look_up(self, images: Tensor, layouts: Sequence[PatchLayout], lengths: list[int]) -> list[Tensor]:
+        from apt_code import kernels
+
+        _check_layouts(images, layouts, self.patch_size)
+        channels = images.shape[1]
+        table, starts = self._table(channels, max(max(layout.patches_by_size) for layout in layouts))
+        rows = [torch.empty((length, channels * self.frames * self.patch_size**2)) for length in lengths]
+        for image, layout, out in zip(images.contiguous(), layouts, rows, strict=True):
+            patches = layout.patches.numpy()
+            kernels.gather_rows(
+                image.numpy(), patches, table.numpy(), starts, self.patch_size, self.frames, out.numpy()
+            )
+        return rows
+
+    def _table(self, channels: int, largest: int) -> tuple[Tensor, np.ndarray]:
+        """`(c, entries)` finished values, and where each size's begin: averages of size² bytes, by their sum."""
+        if (channels, largest) not in self._tables:
+            sizes = [2**scale for scale in range(largest.bit_length())]
+            values = [torch.arange(255 * size**2 + 1, dtype=torch.float32) / size**2 for size in sizes]
+            starts = np.zeros(largest + 1, dtype=np.int64)
+            starts[sizes[1:]] = np.cumsum([len(value) for value in values[:-1]])
+            finished = self.normalise(torch.cat(values).expand(1, channels, 1, -1).contiguous())
+            self._tables[channels, largest] = finished[0, :, 0].float().contiguous(), starts
+        return self._tables[channels, largest]
 
 
 def _check_layouts(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int) -> None:

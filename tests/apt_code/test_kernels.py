@@ -13,7 +13,7 @@ from skimage import data
 from apt_code import InvalidLayoutError, PatchLayout, PatchTokenizer, entropy_utils, patch_packing
 from apt_code.compilation import can_compile
 from apt_code.entropy_utils import compute_patch_entropy_batched, compute_patch_upsample_mse_batched
-from apt_code.patch_packing import pack_rows
+from apt_code.patch_packing import RowPacker
 
 COMPILED_MAPS = (compute_patch_entropy_batched, compute_patch_upsample_mse_batched)
 
@@ -101,18 +101,20 @@ def test_packing_by_table_is_packing_then_normalising(monkeypatch, frames):
         normalised.append(pixels.numel())
         return (pixels * (1 / 255) - mean) / std
 
-    rows = pack_rows(images, layouts, 14, frames, normalise)
-    # work, not seconds: the values that bytes and their averages can have, not the pixels that are kept
+    packer = RowPacker(14, frames, normalise)
+    rows = packer(images, layouts)
+    packer(images, layouts)
+    # work, not seconds: the values that bytes and their averages can have, once, not the pixels that are kept
     assert normalised == [3 * sum(255 * size**2 + 1 for size in (1, 2, 4))]
     monkeypatch.setattr(patch_packing, "can_compile", lambda images: False)
-    assert torch.equal(rows, pack_rows(images, layouts, 14, frames, normalise))
+    assert torch.equal(torch.cat(rows), torch.cat(packer(images, layouts)))
     assert normalised[1] == sum(map(len, layouts)) * 3 * 14 * 14
 
 
 def test_packing_refuses_a_layout_that_leaves_the_image():
     outside = PatchLayout((4, 4), torch.tensor([[2, 2, 4]]))
     with pytest.raises(InvalidLayoutError, match="outside its grid"):
-        pack_rows(torch.zeros(1, 3, 56, 56, dtype=torch.uint8), [outside], 14, 2, lambda pixels: pixels)
+        RowPacker(14, 2, lambda pixels: pixels)(torch.zeros(1, 3, 56, 56, dtype=torch.uint8), [outside])
 
 
 def test_without_a_place_for_compiled_code_it_is_compiled_anyway():

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
-from apt_code.patch_packing import pack_rows
+from apt_code.patch_packing import RowPacker
 from apt_code.patch_selection import SELECTION_METHODS, check_alpha, check_thresholds
 from apt_code.patch_tokenizer import PatchTokenizer
 
@@ -125,24 +125,23 @@ class PatchSelector:
 
     Attributes:
         settings: as `take_selection` returns them.
-        patch_size, temporal_patch_size, merge_size: of the image processor.
+        patch_size, merge_size: of the image processor.
         grey_scale: what a floating-point pixel is multiplied by to be a grey level in [0, 255]; integer pixels are
             grey levels already.
-        normalise: the backend's rescaling and normalisation of `(n, c, height, width)` float32 pixels.
+        pack: makes rows of the chosen patches with the backend's rescaling and normalisation.
     """
 
     settings: Mapping[str, Any]
     patch_size: int
-    temporal_patch_size: int
     merge_size: int
     grey_scale: float
-    normalise: Callable[[Tensor], Tensor]
+    pack: RowPacker
 
     @classmethod
     def of_call(
         cls, settings: Mapping[str, Any], kwargs: Mapping[str, Any], normalise: Callable[[Tensor], Tensor]
     ) -> "PatchSelector":
-        """From a `_preprocess` call's arguments.
+        """From a `_preprocess` call's arguments; `normalise` maps `(n, c, height, width)` float32 pixels.
 
         Raises:
             ValueError: another merge size than Qwen2-VL's.
@@ -155,8 +154,8 @@ class PatchSelector:
         logger.warning_once(FIRST_USE_NOTICE)
         # rescaled pixels are meant to be in [0, 1]
         grey_scale = round(kwargs["rescale_factor"] * 255, 9) if kwargs["do_rescale"] else 255.0
-        sizes = (kwargs["patch_size"], kwargs["temporal_patch_size"], kwargs["merge_size"])
-        return cls(settings, *sizes, grey_scale, normalise)
+        pack = RowPacker(kwargs["patch_size"], kwargs["temporal_patch_size"], normalise)
+        return cls(settings, kwargs["patch_size"], kwargs["merge_size"], grey_scale, pack)
 
     def __call__(self, images: Tensor) -> tuple[list[Tensor], list[PatchLayout], list[dict[str, Any] | None]]:
         """Choose and cut the patches of a batch of resized, not yet rescaled images.
@@ -183,9 +182,7 @@ class PatchSelector:
             layout if readable else PatchLayout.uniform(layout.grid)
             for layout, readable in zip(tokenizer.select_layouts(grey), _are_grey_levels(grey), strict=True)
         ]
-        rows = pack_rows(images, layouts, self.patch_size, self.temporal_patch_size, self.normalise)
-        parts = rows.split([layout.num_patches for layout in layouts])
-        return list(parts), layouts, [tokenizer.last_budget_info] * len(layouts)
+        return self.pack(images, layouts), layouts, [tokenizer.last_budget_info] * len(layouts)
 
 
 def _are_grey_levels(images: Tensor) -> list[bool]:
