@@ -51,6 +51,12 @@ def standard(alphas: Sequence[float] = ALPHAS, importance: Sequence[str] = IMPOR
     for rms in RMS:
         options = {"importance_method": "upsample_mse", "thresholds": [float(rms**2)] * 2}
         found.append(Setting(f"v1 upsample_mse {rms} RMS", "v1 upsample_mse", _method("v1", **options)))
+    for rms in RMS:  # a 56-px patch is the coarser one: let it lose less, or leave it out
+        for title, share in (("56 px at half", 0.5), ("no 56 px", 0.0)):
+            thresholds = [float(rms**2), (share * rms) ** 2]
+            options = {"importance_method": "upsample_mse", "thresholds": thresholds}
+            series = f"v1 upsample_mse, {title}"
+            found.append(Setting(f"v1 upsample_mse {rms} RMS, {title}", series, _method("v1", **options)))
     for alpha in alphas:
         for method in (*importance, *CANDIDATES):
             options = {"alpha": alpha, "importance_method": method}
