@@ -32,6 +32,7 @@ class Mixed:
     """Where the patches of mixed-scale pictures lie; rows are padded to the longest of the batch."""
 
     centres: Tensor  # (b, n, 2) float32 (row, col), in 14-px units
+    sizes: Tensor  # (b, n) int64: side of each patch, in 14-px units; 1 where there is none
     valid: Tensor  # (b, n) bool
     sources: Tensor  # (b, t, 4) int64: the patches that the merger reads for each language token
     tokens: Tensor  # (b, t) bool: which of them exist

@@ -86,8 +86,11 @@ _TEXT_NAMES = [
 ]
 
 
-def tower(w: Weights, config, batch: Batch) -> Tensor:
-    """(b, n, 588) patch rows -> (b, m, d) merged tokens, or (b, t, d) of mixed-scale pictures."""
+def tower(w: Weights, config, batch: Batch, proportional: bool = False) -> Tensor:
+    """(b, n, 588) patch rows -> (b, m, d) merged tokens, or (b, t, d) of mixed-scale pictures.
+
+    `proportional` lets a coarse patch weigh in attention as the 14-px patches it stands for (a trial, see trials.py).
+    """
     vision, kernel = config.vision_config, w["model.visual.patch_embed.proj.weight"]
     patches, mixed = batch.patches, batch.mixed
     b, n, _ = patches.shape
@@ -102,8 +105,9 @@ def tower(w: Weights, config, batch: Batch) -> Tensor:
     angles = _vision_angles(centres, head_dim, vision.rope_parameters["rope_theta"])
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     mask = None
-    if mixed is not None and not mixed.valid.all():
-        mask = torch.where(mixed.valid, 0.0, -1e4)[:, None, None].to(dtype)  # (b, 1, 1, n)
+    if mixed is not None and (proportional or not mixed.valid.all()):
+        weight = 2 * mixed.sizes.float().log() if proportional else torch.zeros(())
+        mask = torch.where(mixed.valid, weight, -1e4)[:, None, None].to(dtype)  # (b, 1, 1, n)
     for index in range(vision.depth):
         p = [w[f"model.visual.blocks.{index}.{name}"] for name in _VISION_NAMES]
         x = _vision_block(x, cos, sin, p, vision.num_heads, mask)
@@ -128,7 +132,9 @@ def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-def _text_block(x: Tensor, cos: Tensor, sin: Tensor, p: list[Tensor], heads: int, kv: int, eps: float) -> Tensor:
+def _text_block(
+    x: Tensor, cos: Tensor, sin: Tensor, p: list[Tensor], heads: int, kv: int, eps: float, mask: Tensor
+) -> Tensor:
     n1, qw, qb, kw, kb, vw, vb, ow, n2, gate, up, down = p
     b, length, _ = x.shape
     y = _rms(x, n1, eps)
@@ -136,15 +142,19 @@ def _text_block(x: Tensor, cos: Tensor, sin: Tensor, p: list[Tensor], heads: int
     k = F.linear(y, kw, kb).view(b, length, kv, -1).transpose(1, 2)
     v = F.linear(y, vw, vb).view(b, length, kv, -1).transpose(1, 2)
     k, v = (z.repeat_interleave(heads // kv, 1) if heads != kv else z for z in (_rotate(k, cos, sin), v))
-    future = torch.full((length, length), -1e4, dtype=x.dtype).triu(1)
-    y = _attend(_rotate(q, cos, sin), k, v, future)
+    y = _attend(_rotate(q, cos, sin), k, v, mask)
     x = x + F.linear(y.transpose(1, 2).reshape(b, length, -1), ow)
     y = _rms(x, n2, eps)
     return x + F.linear(F.silu(F.linear(y, gate)) * F.linear(y, up), down)
 
 
-def answer_logits(w: Weights, config, merged: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits (answer tokens, vocabulary) in float32 and the tokens they should name, over the whole batch."""
+def answer_logits(
+    w: Weights, config, merged: Tensor, batch: Batch, proportional: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Logits (answer tokens, vocabulary) in float32 and the tokens they should name, over the whole batch.
+
+    `proportional` lets the token of a 56-px patch weigh as the four it stands for (a trial, see trials.py).
+    """
     text, name = config.text_config, "model.language_model."
     if batch.ids is None or batch.labels is None or batch.positions is None:
         raise ValueError("the batch has no questions: collate it with a prompter")
@@ -155,11 +165,17 @@ def answer_logits(w: Weights, config, merged: Tensor, batch: Batch) -> tuple[Ten
     else:
         places = (batch.ids == config.image_token_id).nonzero(as_tuple=True)
         x = x.index_put(places, merged[batch.mixed.tokens])
+    length = batch.ids.shape[1]
+    mask = torch.full((length, length), -1e4, dtype=x.dtype).triu(1)
+    if proportional and batch.mixed is not None:
+        sizes = batch.mixed.sizes.gather(1, batch.mixed.sources[..., 0])[batch.mixed.tokens]
+        weight = torch.zeros(batch.ids.shape).index_put(places, 2 * (sizes.float() / 2).clamp(min=1).log())
+        mask = mask + weight[:, None, None].to(x.dtype)  # (b, 1, l, l)
     angles = _text_angles(batch.positions, text.hidden_size // text.num_attention_heads, text.rope_parameters)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     for index in range(text.num_hidden_layers):
         p = [w[f"{name}layers.{index}.{part}"] for part in _TEXT_NAMES]
-        x = _text_block(x, cos, sin, p, text.num_attention_heads, text.num_key_value_heads, text.rms_norm_eps)
+        x = _text_block(x, cos, sin, p, text.num_attention_heads, text.num_key_value_heads, text.rms_norm_eps, mask)
     keep = batch.labels >= 0
     x = _rms(x[keep], w[name + "norm.weight"], text.rms_norm_eps)
     return F.linear(x, w["lm_head.weight"]).float(), batch.labels[keep]

@@ -66,6 +66,7 @@ def collate_mixed(
     sources = [layout.merger_index.view(-1, 4) for layout in layouts]
     batch.mixed = Mixed(
         centres=pad([layout.centres for layout in layouts], True),
+        sizes=pad([layout.sizes for layout in layouts], True, 1),
         valid=pad([torch.ones(len(found), dtype=torch.bool) for found in rows], True),
         sources=pad(sources, True),
         tokens=pad([torch.ones(len(found), dtype=torch.bool) for found in sources], True),
