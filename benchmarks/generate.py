@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLConf
 from transformers.utils import logging
 
 import transformers_apt
-from benchmarks.measuring import UPSTREAM, hardware, photo, report, take_turns
+from benchmarks.measuring import budgets, hardware, photo, report, take_turns
 from transformers_apt import patch_stats
 from transformers_apt.tiny_checkpoint import build_processor
 
@@ -99,13 +99,7 @@ def main(
     """Measure the time to the first token and write `generate.json`, a table and a plot."""
     transformers_apt.apply()
     logging.set_verbosity_error()
-    settings: dict[str, dict[str, Any]] = {UPSTREAM: {"patch_selection_method": "off"}}
-    for alpha in alphas or [0.2, 0.3, 0.5]:
-        settings[f"budget {alpha:g}"] = {
-            "patch_selection_method": "budget",
-            "alpha": alpha,
-            "importance_method": importance_method,
-        }
+    settings = budgets(alphas or [0.2, 0.3, 0.5], importance_method)
     rows: list[dict[str, Any]] = []
     for name in [model] if model else size or ["small"]:
         processor = AutoProcessor.from_pretrained(model) if model else build_processor()

@@ -44,6 +44,18 @@ METHODS: dict[str, dict[str, Any]] = {
 UPSTREAM = "upstream"
 
 
+def budgets(alphas: Sequence[float], importance_method: str) -> dict[str, dict[str, Any]]:
+    """Upstream and one `budget` setting per alpha, by the name they have in tables."""
+    settings: dict[str, dict[str, Any]] = {UPSTREAM: METHODS[UPSTREAM]}
+    for alpha in alphas:
+        settings[f"budget {alpha:g}"] = {
+            "patch_selection_method": "budget",
+            "alpha": alpha,
+            "importance_method": importance_method,
+        }
+    return settings
+
+
 def photo(width: int, height: int, path: Path | None = None) -> Image.Image:
     """A real photograph, resized: `path`, or scikit-learn's Summer Palace (640×427 px: large sizes are enlarged)."""
     if path is not None:

@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 from transformers.utils import logging
 
 import transformers_apt
-from benchmarks.measuring import UPSTREAM, hardware, photo, report, take_turns
+from benchmarks.measuring import UPSTREAM, budgets, hardware, photo, report, take_turns
 from transformers_apt import patch_stats
 
 SIZES = {"1 MP": (1316, 728), "4 MP": (2632, 1456)}
@@ -52,13 +52,7 @@ def main(
     rows: list[dict[str, Any]] = []
     for size in sizes or list(SIZES):
         picture = photo(*SIZES[size], image)
-        settings: dict[str, dict[str, Any]] = {UPSTREAM: {"patch_selection_method": "off"}}
-        for alpha in alphas or [0.2, 0.3, 0.5, 1.0]:
-            settings[f"budget {alpha:g}"] = {
-                "patch_selection_method": "budget",
-                "alpha": alpha,
-                "importance_method": importance_method,
-            }
+        settings = budgets(alphas or [0.2, 0.3, 0.5, 1.0], importance_method)
         cases, stats = {}, {}
         for name, setting in settings.items():
             inputs = processor(picture, return_tensors="pt", **setting)
