@@ -13,7 +13,7 @@ TEST_ARGS ?=
 COVERAGE_MIN ?= 95
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test lint format typecheck pre-commit build clean
+.PHONY: help venv install demo test lint format typecheck docs docs-serve pre-commit build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,13 @@ format: $(STAMP) ## let ruff fix and format
 typecheck: $(STAMP) ## mypy
 	$(BIN)/mypy
 
+docs: $(STAMP) ## build the documentation into site/; a warning is an error
+	$(BIN)/sphinx-build -c docs -W --keep-going --quiet . site
+	@echo "written: site/index.html"
+
+docs-serve: docs ## build the documentation and show it at http://localhost:8000
+	$(BIN)/python -m http.server --directory site --bind 127.0.0.1 8000
+
 pre-commit: $(STAMP) ## check before every git commit
 	$(BIN)/pre-commit install
 
@@ -55,5 +62,5 @@ build: $(STAMP) ## wheel and source distribution into dist/
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove builds, caches and reports (not .venv)
-	rm -rf build dist htmlcov .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist htmlcov site .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
