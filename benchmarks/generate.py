@@ -22,34 +22,36 @@ from transformers.utils import logging
 import transformers_apt
 from benchmarks.measuring import budgets, hardware, photo, report, take_turns
 from transformers_apt import patch_stats
+from transformers_apt.flops import QWEN2_VL, Shape
 from transformers_apt.tiny_checkpoint import build_processor
 
 IMAGES = {"1080p": (1920, 1080), "4 MP": (2632, 1456), "512": (512, 512)}
 STAGES = ("decode", "preprocess", "transfer", "tower", "first token")
 PROMPT = "Describe this image in one sentence."
 
-LANGUAGE_SHAPES: dict[str, dict[str, int]] = {
-    "small": dict(hidden_size=512, intermediate_size=1408, layers=4, heads=8, kv_heads=2, vision_depth=2),
-    "2b": dict(hidden_size=1536, intermediate_size=8960, layers=28, heads=12, kv_heads=2, vision_depth=32),
-    "7b": dict(hidden_size=3584, intermediate_size=18944, layers=28, heads=28, kv_heads=4, vision_depth=32),
+SHAPES: dict[str, Shape] = {
+    "small": Shape(
+        hidden_size=512, intermediate_size=1408, layers=4, heads=8, kv_heads=2, vocab_size=0, tower_depth=2
+    ),
+    **QWEN2_VL,
 }
-"""Qwen2-VL's published shapes; the tower is the same 675M parameters in both."""
+"""Qwen2-VL's published shapes, and a small one with the tokenizer's own vocabulary."""
 
 
 def random_model(size: str, processor: Any, device: str, dtype: str) -> Any:
     """A Qwen2-VL of a published shape with random weights and `processor`'s vocabulary."""
-    shape = LANGUAGE_SHAPES[size]
-    head = shape["hidden_size"] // shape["heads"]
+    shape = SHAPES[size]
+    head = shape.hidden_size // shape.heads
     tokenizer = processor.tokenizer
     pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     text = {
-        "hidden_size": shape["hidden_size"],
-        "intermediate_size": shape["intermediate_size"],
-        "num_hidden_layers": shape["layers"],
-        "num_attention_heads": shape["heads"],
-        "num_key_value_heads": shape["kv_heads"],
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
         # the real vocabulary's size, because the first token pays for it
-        "vocab_size": 152064 if size != "small" else len(tokenizer),
+        "vocab_size": shape.vocab_size or len(tokenizer),
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1e6,
@@ -61,7 +63,7 @@ def random_model(size: str, processor: Any, device: str, dtype: str) -> Any:
     }
     config = Qwen2VLConfig(
         text_config=text,
-        vision_config={"depth": shape["vision_depth"], "hidden_size": shape["hidden_size"]},
+        vision_config={"depth": shape.tower_depth, "hidden_size": shape.hidden_size},
         **{
             f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
             for name, token in (
@@ -83,7 +85,7 @@ def random_model(size: str, processor: Any, device: str, dtype: str) -> Any:
 
 
 def main(
-    size: Annotated[list[str] | None, typer.Option(help=f"Of {list(LANGUAGE_SHAPES)}, repeatable.")] = None,
+    size: Annotated[list[str] | None, typer.Option(help=f"Of {list(SHAPES)}, repeatable.")] = None,
     model: Annotated[str | None, typer.Option(help="A real checkpoint instead: folder or hub id.")] = None,
     image: Annotated[Path | None, typer.Option(help="A photo of your own instead of the bundled one.")] = None,
     images: Annotated[list[str] | None, typer.Option(help=f"Of {list(IMAGES)}, repeatable.")] = None,

@@ -6,6 +6,7 @@ the same time as trained ones. On a CPU `--depth 4` keeps it to minutes; every b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,17 +20,9 @@ from transformers.utils import logging
 import transformers_apt
 from benchmarks.measuring import UPSTREAM, budgets, hardware, photo, report, take_turns
 from transformers_apt import patch_stats
+from transformers_apt.flops import QWEN2_VL, tower_flops
 
 SIZES = {"1 MP": (1316, 728), "4 MP": (2632, 1456)}
-LANGUAGE_WIDTH = 3584
-"""Width of the 7B language model, which the merger projects to."""
-
-
-def tower_flops(patches: int, tokens: int, width: int = 1280, depth: int = 32, pixels: int = 1176) -> float:
-    """Multiply-adds of the tower, times two: linear layers, attention within the image, patch embedding and merger."""
-    block = 24 * patches * width**2 + 4 * patches**2 * width
-    merger = 2 * tokens * ((4 * width) ** 2 + 4 * width * LANGUAGE_WIDTH)
-    return depth * block + 2 * patches * pixels * width + merger
 
 
 def main(
@@ -46,7 +39,8 @@ def main(
     """Measure the vision tower and write `vision_tower.json`, a table and a plot."""
     transformers_apt.apply()
     logging.set_verbosity_error()
-    config = Qwen2VLVisionConfig(depth=depth, hidden_size=LANGUAGE_WIDTH)
+    shape = replace(QWEN2_VL["7b"], tower_depth=depth)
+    config = Qwen2VLVisionConfig(depth=depth, hidden_size=shape.hidden_size)
     tower = Qwen2VisionTransformerPretrainedModel(config).to(device, getattr(torch, dtype)).eval()
     processor = Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 28 * 28 * 16384})
     rows: list[dict[str, Any]] = []
@@ -66,8 +60,7 @@ def main(
         with torch.inference_mode():
             medians = take_turns(cases, repeats, warmup=1, label=size)
         flops = {
-            name: tower_flops(one["vision_patches"], one["language_tokens"], depth=depth)
-            for name, one in stats.items()
+            name: tower_flops(one["vision_patches"], one["language_tokens"], shape) for name, one in stats.items()
         }
         for name in settings:
             speed_up = medians[UPSTREAM] / medians[name]
