@@ -26,6 +26,8 @@ PATCH_COLOURS: dict[int, tuple[int, int, int]] = {
 """Border colour by patch size in base cells."""
 
 LEGEND_BACKGROUND = (28, 28, 28)
+COLOUR_MAP = "inferno"
+INCOMPLETE_CELL = (191, 191, 191)
 
 
 def reconstruct(image: Tensor, layout: PatchLayout, patch_size: int) -> Tensor:
@@ -133,7 +135,7 @@ def draw_heatmap(
         side: of a cell in pixels.
         image_size: `(H, W)` in pixels.
         highest: importance of the brightest colour; the darkest is 0. Give all scales of an image the same one.
-        unit: what the map is measured in. All but bits are coloured by their root: a few cells would drown the rest.
+        unit: what the map is measured in. All but bits are coloured by their root.
         title: above the map.
         threshold: marked on the colour bar where it lies in its range.
     """
@@ -162,13 +164,14 @@ def draw_heatmap(
     rows, cols = values.shape
     heat = axes.imshow(
         values,
-        cmap="inferno",
-        norm=PowerNorm(1.0 if unit == "bits" else 0.5, vmin=0, vmax=highest),
+        cmap=COLOUR_MAP,
+        norm=PowerNorm(_power(unit), vmin=0, vmax=highest),
         extent=(0, cols * side, rows * side, 0),
         interpolation="nearest",
     )
+    grey = [channel / 255 for channel in INCOMPLETE_CELL]
     for row, col in (~complete).nonzero().tolist():
-        cell = Rectangle((col * side, row * side), side, side, facecolor="0.75", edgecolor="0.45", hatch="//", lw=0)
+        cell = Rectangle((col * side, row * side), side, side, facecolor=grey, edgecolor="0.45", hatch="//", lw=0)
         axes.add_patch(cell)
     note = "" if bool(complete.all()) else "  (hatched: sticks out of the image, always split)"
     axes.set(xlim=(0, width), ylim=(height, 0), title=title, xlabel=f"px{note}", ylabel="px")
@@ -181,6 +184,32 @@ def draw_heatmap(
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", bbox_inches="tight", pad_inches=0.15)
     return Image.open(encoded).convert("RGB")
+
+
+def shade_importance(
+    importance: Tensor, side: int, image_size: tuple[int, int], *, highest: float, unit: str
+) -> Image.Image:
+    """`draw_heatmap` without axes, colour bar and text, pixel for pixel over the image; a hundred times as fast.
+
+    Args:
+        importance: `(rows, cols)`; cells of `PAD_VALUE` or more stick out of the image and are grey.
+        side: of a cell in pixels.
+        image_size: `(H, W)` in pixels.
+        highest: importance of the brightest colour; the darkest is 0.
+        unit: what the map is measured in, as in `draw_heatmap`.
+    """
+    colours = import_matplotlib().colormaps[COLOUR_MAP]
+    values = importance.double().cpu()
+    shades = colours((values / highest).clamp(0, 1).pow(_power(unit)).numpy(), bytes=True)[..., :3]
+    shades[(values >= PAD_VALUE).numpy()] = INCOMPLETE_CELL
+    rows, cols = values.shape
+    cells = Image.fromarray(shades).resize((cols * side, rows * side), Image.Resampling.NEAREST)
+    return cells.crop((0, 0, image_size[1], image_size[0]))
+
+
+def _power(unit: str) -> float:
+    """All units but bits are coloured by their root: a few cells would drown the rest."""
+    return 1.0 if unit == "bits" else 0.5
 
 
 def import_matplotlib() -> Any:
@@ -201,5 +230,7 @@ def import_matplotlib() -> Any:
 
 def to_picture(image: Tensor) -> Image.Image:
     """`(c, H, W)` values in [0, 255] -> an RGB picture."""
-    pixels = image.expand(3, -1, -1).float().round().clamp(0, 255).to(torch.uint8)
+    pixels = image.expand(3, -1, -1)
+    if pixels.dtype != torch.uint8:  # a large photo as floating point is four times its size
+        pixels = pixels.float().round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

@@ -51,7 +51,7 @@ def run(
     where = pick_device(device)
     processor = load_processor(model, **given)
     notes = ignored_settings(processor.patch_selection_method, given)
-    with _without_notice():
+    with without_notice():
         if not source.is_dir():
             stats = visualize_image(source, output, processor, where, notes=notes)
             for note in stats["notes"]:
@@ -86,7 +86,7 @@ def describe(stats: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _without_notice() -> Iterator[None]:
+def without_notice() -> Iterator[None]:
     """The notice that adaptive patches are on is for programs that did not ask for them."""
 
     def is_other(record: logging.LogRecord) -> bool:

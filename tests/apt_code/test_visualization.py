@@ -17,6 +17,7 @@ from apt_code.visualization import (
     draw_tiling,
     highest_importance,
     reconstruct,
+    shade_importance,
     to_picture,
 )
 
@@ -114,6 +115,16 @@ def test_a_heatmap_has_its_colours_where_the_cells_are(unit, half):
     assert dark_y < 0.5 < middle_y
     # the last column sticks out by half of its cells, and is hatched rather than the brightest of all
     assert bright_share == pytest.approx(2 * dark_share, rel=0.15) and 0 < grey_share < dark_share
+
+
+@pytest.mark.parametrize(("unit", "half"), [("bits", 4.0), ("grey levels²", 2.0)])
+def test_a_shaded_map_lies_over_the_image_pixel_for_pixel(unit, half):
+    importance = torch.tensor([[0.0, 8.0, PAD_VALUE], [half, 8.0, PAD_VALUE]])
+    picture = shade_importance(importance, 56, (112, 140), highest=8.0, unit=unit)
+    assert picture.size == (140, 112)
+    places = {(0, 0): DARKEST, (55, 55): DARKEST, (56, 0): BRIGHTEST, (0, 56): MIDDLE, (112, 111): (191, 191, 191)}
+    for place, colour in places.items():
+        assert max(abs(a - b) for a, b in zip(picture.getpixel(place), colour, strict=True)) <= 2, place
 
 
 @pytest.mark.parametrize("shape", [(56, 56), (28, 2800), (2800, 28)])
