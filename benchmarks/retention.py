@@ -9,6 +9,7 @@ import statistics
 from typing import Any
 
 import numpy as np
+import typer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
