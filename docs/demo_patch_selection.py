@@ -1,0 +1,165 @@
+"""Five demos of patch selection, with the tiling drawn in the terminal: `python docs/demo_patch_selection.py`.
+
+Runs without a download, on a bundled photo and a very small model; `--model` and `--image` take yours.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.columns import Columns
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from skimage import data
+from transformers import Qwen2VLImageProcessor
+from transformers.utils import logging
+
+import transformers_apt
+from apt_code import PatchLayout
+from transformers_apt import image_layouts, patch_stats
+from transformers_apt.demo import label, load_checkpoint, load_photo, measure, show
+
+console = Console()
+BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
+LOOK = {1: ("██", "yellow"), 2: ("▒▒", "cyan"), 4: ("··", "magenta")}
+"""Sign and colour of a 14-px cell by the size of the patch that covers it; legible without colours too."""
+LEGEND = Text.assemble(*((f" {sign} {14 * size} px ", colour) for size, (sign, colour) in LOOK.items()))
+
+
+def tiling(layout: PatchLayout, step: int) -> Text:
+    """Each 14-px cell as two characters, every `step`-th of them in both directions."""
+    sizes = layout.sizes[layout.owner][::step, ::step]
+    drawn = Text()
+    for row in sizes.tolist():
+        for size in row:
+            drawn.append(LOOK[size][0], LOOK[size][1])
+        drawn.append("\n")
+    return drawn
+
+
+def demo_image_processor(processor: Any, model: Any, image: Image.Image) -> None:
+    """The image processor alone. Fine patches go where the importance map says that something is at stake."""
+    pictures = []
+    for importance_method in ("entropy", "upsample_mse"):
+        image_processor = Qwen2VLImageProcessor(importance_method=importance_method, **BUDGET)
+        pixels = image_processor(images=image, return_tensors="pt")
+        (layout,) = image_layouts(pixels)
+        h, w = layout.grid
+        counts = f"{layout.num_patches:,} of {h * w:,} patches, {layout.num_language_tokens:,} language tokens"
+        step = -(-2 * max(h, w) // 72)  # at most 72 characters wide
+        pictures.append(Text.assemble((f"{importance_method}: {counts}\n", "bold"), tiling(layout, step)))
+    console.print(LEGEND)
+    console.print(Columns(pictures, padding=(0, 4)))
+
+
+def demo_processor(processor: Any, model: Any, image: Image.Image) -> None:
+    """Through the processor: the prompt gets one placeholder per language token, and all three ways agree."""
+    prompt = "<|vision_start|><|image_pad|><|vision_end|>Describe this image."
+    by_call = processor(images=image, text=prompt, images_kwargs=BUDGET, return_tensors="pt")
+    processor.image_processor.patch_selection_method = "budget"
+    processor.image_processor.alpha = 0.3
+    by_attribute = processor(images=image, text=prompt, return_tensors="pt")
+    size = processor.image_processor.size  # of the checkpoint
+    processor.image_processor = Qwen2VLImageProcessor(patch_selection_method="budget", alpha=0.3, size=size)
+    by_constructor = processor(images=image, text=prompt, return_tensors="pt")
+
+    pad = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    found = Table("passed in", box=SIMPLE_HEAD)
+    for header in ("patches", "placeholders", "same patches"):
+        found.add_column(header, justify="right")
+    for name, inputs in (
+        ("the call (images_kwargs)", by_call),
+        ("the attributes", by_attribute),
+        ("the constructor", by_constructor),
+    ):
+        same = torch.equal(inputs["image_patch_layout"], by_call["image_patch_layout"])
+        placeholders = int((inputs["input_ids"] == pad).sum())
+        found.add_row(name, f"{len(inputs['pixel_values']):,}", f"{placeholders:,}", "yes" if same else "no")
+    console.print(found)
+
+
+def demo_comparison(processor: Any, model: Any, image: Image.Image) -> None:
+    """Methods and alphas, as the fraction of patches and of language tokens that is left."""
+    found = Table("method", box=SIMPLE_HEAD)
+    for header in ("patches", "", "language tokens", ""):
+        found.add_column(header, justify="left" if header == "" else "right")
+    settings = [{"patch_selection_method": "off"}, {"patch_selection_method": "v1"}]
+    settings += [{"patch_selection_method": "v2", "alpha": alpha} for alpha in (0.5, 1.0, 1.2)]
+    settings += [{"patch_selection_method": "budget", "alpha": alpha} for alpha in (0.7, 0.5, 0.3, 0.2, 0.1)]
+    for one in settings:
+        (stats,) = patch_stats(processor.image_processor(images=image, return_tensors="pt", **one))
+        h, w = stats["grid"]
+        tokens = stats["language_tokens"] / (h * w / 4)
+        shares = (stats["retention"], tokens)
+        cells = [cell for share in shares for cell in (f"{share:.0%}", Text("━" * round(20 * share), "green"))]
+        found.add_row(label(one), *cells)
+    console.print(found)
+
+
+def demo_performance(processor: Any, model: Any, image: Image.Image) -> None:
+    """Times next to upstream's, measured here and now. Two rounds on a busy machine say little; see `make demo`."""
+    rows = measure(model, processor, image, "Describe this image.", max_new_tokens=4, repeats=2)
+    show(console, rows)
+
+
+def demo_code_integration(processor: Any, model: Any, image: Image.Image) -> None:
+    """Inside your own modelling code: hand on what the processor returned, and each image's tokens come out."""
+    images = [image, image.resize((280, 196))]
+    prompt = "<|vision_start|><|image_pad|><|vision_end|>" * len(images) + "What differs?"
+    inputs = processor(images=images, text=prompt, images_kwargs=BUDGET, return_tensors="pt").to(model.device)
+    with torch.inference_mode():
+        features = model.model.get_image_features(
+            pixel_values=inputs["pixel_values"],
+            image_grid_thw=inputs["image_grid_thw"],
+            image_patch_layout=inputs["image_patch_layout"],
+        ).pooler_output
+        logits = model(**inputs).logits
+    for number, (stats, tokens) in enumerate(zip(patch_stats(inputs), features, strict=True), start=1):
+        console.print(
+            f"image {number}: {stats['vision_patches']:,} patches of 14, 28 and 56 px -> "
+            f"{len(tokens):,} language tokens of width {tokens.shape[1]}"
+        )
+    console.print(f"logits: {tuple(logits.shape)} (prompts, tokens, vocabulary)")
+
+
+DEMOS: tuple[Callable[..., None], ...] = (
+    demo_image_processor,
+    demo_processor,
+    demo_comparison,
+    demo_performance,
+    demo_code_integration,
+)
+
+
+def main(
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The image to look at; default: a bundled photo.")] = None,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
+) -> None:
+    """Five demos of patch selection, with the tiling drawn in the terminal."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    transformers_apt.apply()
+    photo = load_photo(image) if image else Image.fromarray(data.astronaut())
+    checkpoint, processor = load_checkpoint(model, device, dtype)
+    if model is None:
+        console.print(
+            "[yellow]No --model given: this is a very small model. Counts and times are real; "
+            "do not expect it to describe a photo.[/yellow]"
+        )
+    for number, demo in enumerate(DEMOS, start=1):
+        console.print()
+        console.rule(f"[bold]{number}. {demo.__name__.removeprefix('demo_').replace('_', ' ')}", align="left")
+        console.print(f"{demo.__doc__}\n")
+        demo(copy.deepcopy(processor), checkpoint, photo)  # demos change its settings
+
+
+if __name__ == "__main__":
+    typer.run(main)

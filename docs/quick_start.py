@@ -1,0 +1,161 @@
+"""Adaptive patches in five short examples, each printed with what it gives: `python docs/quick_start.py`.
+
+Runs without a download, on a bundled photo and a very small model; `--model` and `--image` take yours.
+"""
+
+import copy
+import inspect
+import textwrap
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+from skimage import data
+from transformers import Qwen2VLImageProcessor
+from transformers.utils import logging
+
+import transformers_apt
+from transformers_apt import patch_stats
+from transformers_apt.demo import label, load_checkpoint, load_photo
+
+console = Console()
+BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
+
+
+def image_processor_alone(processor: Any, model: Any, image: Image.Image) -> None:
+    """The image processor alone, with the settings in its constructor."""
+    image_processor = Qwen2VLImageProcessor(patch_selection_method="budget", alpha=0.3)
+    pixels = image_processor(images=image, return_tensors="pt")
+
+    rows = [(name, str(tuple(value.shape))) for name, value in pixels.items()]
+    console.print(table("key", "shape", rows=rows))
+    (stats,) = patch_stats(pixels)
+    full = stats["grid"][0] * stats["grid"][1]
+    console.print(f"{stats['vision_patches']:,} of {full:,} patches are left.")
+
+
+def through_the_processor(processor: Any, model: Any, image: Image.Image) -> None:
+    """The usual way: `images_kwargs` in the call. A processor's own settings give the same."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    by_call = processor(images=image, text=prompt, images_kwargs=BUDGET, return_tensors="pt")
+
+    processor.image_processor.patch_selection_method = "budget"
+    processor.image_processor.alpha = 0.3
+    by_attribute = processor(images=image, text=prompt, return_tensors="pt")
+
+    upstream = processor(images=image, text=prompt, images_kwargs={"patch_selection_method": "off"})
+    same = torch.equal(by_call["image_patch_layout"], by_attribute["image_patch_layout"])
+    console.print(
+        f"prompt and image: {by_call['input_ids'].shape[1]} tokens, upstream {len(upstream['input_ids'][0])}"
+    )
+    console.print(f"call and attribute choose the same patches: {same}")
+
+
+def full_inference(processor: Any, model: Any, image: Image.Image) -> None:
+    """From the photo to an answer. `generate` takes what the processor returns, and nothing else changes."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    inputs = processor(images=image, text=prompt, images_kwargs=BUDGET, return_tensors="pt").to(model.device)
+    output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+
+    console.print(f"answer: {answer!r}", markup=False, highlight=False)
+
+
+def methods_compared(processor: Any, model: Any, image: Image.Image) -> None:
+    """What every method makes of the same photo."""
+    rows = []
+    for settings in (
+        {"patch_selection_method": "off"},
+        {"patch_selection_method": "v1"},
+        {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]},
+        {"patch_selection_method": "v2", "alpha": 0.5},
+        {"patch_selection_method": "v2", "alpha": 1.0},
+        {"patch_selection_method": "budget", "alpha": 0.5},
+        {"patch_selection_method": "budget", "alpha": 0.3},
+        {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"},
+    ):
+        (stats,) = patch_stats(processor.image_processor(images=image, return_tensors="pt", **settings))
+        sides = [f"{stats['patches_by_px'].get(side, 0):,}" for side in (14, 28, 56)]
+        rows.append((label(settings), *sides, f"{stats['retention']:.0%}", f"{stats['language_tokens']:,}"))
+
+    console.print(table("method", "14 px", "28 px", "56 px", "patches kept", "language tokens", rows=rows))
+    console.print("A smaller alpha saves more with budget, a larger one with v2.")
+
+
+def debugging_and_monitoring(processor: Any, model: Any, image: Image.Image) -> None:
+    """What was asked for, what came out, and what a warning tells."""
+    image_processor = processor.image_processor
+    pixels = image_processor(images=[image, image.resize((280, 196))], return_tensors="pt", **BUDGET)
+    plans = image_processor.last_budget_info  # one per image of this thread's last call
+    found = patch_stats(pixels)  # from the output alone, whatever the method
+
+    rows = [(name, *(f"{plan[name]}" for plan in plans)) for name in plans[0]]
+    rows += [(name, *(f"{stats[name]}" for stats in found)) for name in ("grid", "patches_by_px", "language_tokens")]
+    console.print(table("", "the photo", "280 × 196 px", rows=rows))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        image_processor(images=image, return_tensors="pt", patch_selection_method="budget", alpha=0.01)
+    console.print(f"a budget that cannot be met: {caught[-1].message}", highlight=False)
+
+
+EXAMPLES: tuple[Callable[..., None], ...] = (
+    image_processor_alone,
+    through_the_processor,
+    full_inference,
+    methods_compared,
+    debugging_and_monitoring,
+)
+
+
+def table(*headers: str, rows: list[tuple[str, ...]]) -> Table:
+    """The first column to the left, the others to the right."""
+    found = Table(box=SIMPLE_HEAD)
+    for index, header in enumerate(headers):
+        found.add_column(header, justify="right" if index else "left")
+    for row in rows:
+        found.add_row(*row)
+    return found
+
+
+def main(
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The image to look at; default: a bundled photo.")] = None,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
+    code: Annotated[bool, typer.Option(help="Print the code of each example.")] = True,
+) -> None:
+    """Five short examples of adaptive patches, each printed with what it gives."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    transformers_apt.apply()
+    photo = load_photo(image) if image else Image.fromarray(data.astronaut())
+    checkpoint, processor = load_checkpoint(model, device, dtype)
+    if model is None:
+        console.print(
+            "[yellow]No --model given: this is a very small model. The counts are real; "
+            "do not expect it to describe a photo.[/yellow]"
+        )
+    for number, example in enumerate(EXAMPLES, start=1):
+        console.print()
+        console.rule(f"[bold]{number}. {example.__name__.replace('_', ' ')}", align="left")
+        console.print(example.__doc__)
+        if code:
+            body = textwrap.dedent(inspect.getsource(example).split('"""\n', 1)[1]).rstrip()
+            console.print(Panel(Syntax(body, "python", word_wrap=True), border_style="dim"))
+        example(copy.deepcopy(processor), checkpoint, photo)  # examples change its settings
+
+
+if __name__ == "__main__":
+    typer.run(main)
