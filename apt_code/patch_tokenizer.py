@@ -26,6 +26,7 @@ from apt_code.patch_selection import (
     select_patches_by_budget,
     select_patches_by_threshold,
     select_patches_by_threshold_v2,
+    select_patches_jointly,
 )
 
 PREFIX_MARK = -1
@@ -63,8 +64,9 @@ class PatchTokenizer(nn.Module):
         mean, std: per channel, of images scaled to [0, 1]. Given both, patches come out as `(x / 255 − mean) / std`;
             given neither, in the images' own values.
         patch_selection_method: `'v1'` (fixed thresholds), `'v2'` (one threshold, alpha × mean importance: larger
-            alpha, fewer patches) or `'budget'` (alpha is the fraction of patches to keep).
-        alpha: finite and ≥ 0 for `v2`, in [0, 1] for `budget`; `v1` ignores it.
+            alpha, fewer patches), `'budget'` (alpha is the fraction of patches to keep) or `'joint'` (the same, with
+            fewer language tokens).
+        alpha: finite and ≥ 0 for `v2`, in [0, 1] for `budget` and `joint`; `v1` ignores it.
         importance_method: `'entropy'`, `'laplacian'` or `'upsample_mse'`.
         num_prefix_tokens: class tokens in front of each image's patches; Qwen2-VL has none.
         bins: histogram bins of the entropy.
@@ -73,8 +75,8 @@ class PatchTokenizer(nn.Module):
     that stick out are split, and a base patch that sticks out is zero-padded.
 
     Attributes:
-        last_budget_info: after a `budget` selection, `base_tokens`, `base_small_tokens`, `budget`, `k`, `alpha` and
-            `actual`, per image (the images of a batch share them); `None` after another method.
+        last_budget_info: after a `budget` or `joint` selection, `base_tokens`, `base_small_tokens`, `budget`, `k`,
+            `alpha` and `actual`, per image (the images of a batch share them); `None` after another method.
     """
 
     def __init__(
@@ -217,7 +219,8 @@ class PatchTokenizer(nn.Module):
             masks = select_patches_by_threshold_v2(maps, alpha)
         else:
             coarse_scores = IMPORTANCE_METHODS[self.importance_method].coarse_scores
-            masks = select_patches_by_budget(maps, alpha, coarse_scores)
+            select = select_patches_by_budget if method == "budget" else select_patches_jointly
+            masks = select(maps, alpha, coarse_scores)
             self.last_budget_info = plan_of_maps(maps, alpha).info()
         logger.debug("{} alpha={} on {}", method, alpha, {side: tuple(mask.shape) for side, mask in masks.items()})
         return masks

@@ -112,8 +112,13 @@ def pick_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def load_picture(path: Path) -> Image.Image:
+def load_picture(path: Path, *, formats: Sequence[str] | None = None, max_pixels: int | None = None) -> Image.Image:
     """An image file, turned upright by its EXIF tag as transformers' own loaders do, otherwise as it is.
+
+    Args:
+        path: of the file.
+        formats: Pillow's names of those that may be decoded; `None` for all it knows.
+        max_pixels: the most that may be decoded, by what the file says of itself; `None` for any number.
 
     Raises:
         UnusableImageError: missing, not an image, damaged, or too large to show.
@@ -123,9 +128,15 @@ def load_picture(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with Image.open(path, formats=formats) as file:
+                if max_pixels is not None and file.width * file.height > max_pixels:
+                    raise UnusableImageError(
+                        f"{path} is {file.width}×{file.height} px: expected at most {max_pixels / 1e6:g} megapixels"
+                    )
                 file.load()
                 picture = ImageOps.exif_transpose(file)
+    except UnusableImageError:
+        raise
     except Exception as error:  # a decoder may raise anything on a damaged file
         raise UnusableImageError(
             f"{path} cannot be read as an image ({error}); expected a JPEG, PNG or the like"
@@ -231,7 +242,7 @@ def stats_of(view: View, name: str) -> dict[str, Any]:
         "grid": {"h": layout.grid[0], "w": layout.grid[1]},
         "patches": {"full": full, "kept": layout.num_patches, "by_px": by_px},
         "retention": {
-            "target": settings["alpha"] if settings["patch_selection_method"] == "budget" else None,
+            "target": settings["alpha"] if settings["patch_selection_method"] in selection.BUDGETED else None,
             "actual": layout.retention,
         },
         "language_tokens": {"full": full // MERGE_SIZE**2, "kept": layout.num_language_tokens},

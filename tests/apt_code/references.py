@@ -6,6 +6,7 @@ last line. A tiling is a set of `(row, col, size)` in base cells. Nothing here i
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
@@ -159,9 +160,55 @@ def select_budget(maps: Mapping[int, np.ndarray], alpha: float, coarse_scores: b
         children = itertools.product((2 * row, 2 * row + 1), (2 * col, 2 * col + 1))
         return max(own, *(score(level - 1, *child) for child in children))
 
+    return _split_greedily(maps, alpha, score)
+
+
+def select_joint(
+    maps: Mapping[int, np.ndarray], alpha: float, coarse_scores: bool, token_price: int
+) -> tuple[set[Patch], int]:
+    """As `select_budget`, by gain per patch and language token: every set of children is tried."""
+    sides = sorted(maps)
+
+    def loss(level: int, row: int, col: int) -> Fraction:
+        if level == 0:
+            return Fraction(0)
+        size = 2**level
+        if coarse_scores:
+            return Fraction(float(maps[sides[level]][row, col])) * size**2
+        cells = maps[sides[0]][row * size : (row + 1) * size, col * size : (col + 1) * size]
+        return sum(Fraction(value) for value in cells.flatten().tolist())
+
+    def children(row: int, col: int) -> list[tuple[int, int]]:
+        return list(itertools.product((2 * row, 2 * row + 1), (2 * col, 2 * col + 1)))
+
+    @functools.cache
+    def best(level: int, row: int, col: int) -> tuple[Fraction, int]:
+        """Gain and cost of the cheapest of the best sets of splits that begin with this cell's."""
+        gain = loss(level, row, col) - sum(loss(level - 1, *child) for child in children(row, col))
+        cost = 3 + (3 * token_price if level > 1 else 0)
+        found = [(gain, cost)]
+        below = [best(level - 1, *child) for child in children(row, col)] if level > 1 else []
+        for size in range(1, len(below) + 1):
+            for chosen in itertools.combinations(below, size):
+                found.append((gain + sum(g for g, _ in chosen), cost + sum(c for _, c in chosen)))
+        return max(found, key=lambda pair: (pair[0] / pair[1], -pair[1]))
+
+    def score(level: int, row: int, col: int) -> Fraction:
+        gain, cost = best(level, row, col)
+        own = gain / cost
+        whole = level + 1 < len(sides) and maps[sides[level + 1]][row // 2, col // 2] < PAD
+        return min(own, score(level + 1, row // 2, col // 2)) if whole else own
+
+    return _split_greedily(maps, alpha, score)
+
+
+def _split_greedily(
+    maps: Mapping[int, np.ndarray], alpha: float, score: Callable[[int, int, int], Fraction]
+) -> tuple[set[Patch], int]:
     def candidate(level: int, row: int, col: int) -> tuple:
         return -score(level, row, col), -level, row, col  # best first, then coarser, then raster order
 
+    sides = sorted(maps)
     tiling = tile(maps, lambda side, row, col: True)
     heap = [candidate(size.bit_length() - 1, row // size, col // size) for row, col, size in tiling if size > 1]
     heapq.heapify(heap)

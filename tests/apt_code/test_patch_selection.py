@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from apt_code.patch_selection import (
     PAD_VALUE,
+    TOKEN_PRICE,
     check_alpha,
     check_thresholds,
     plan_budget,
@@ -20,6 +21,7 @@ from apt_code.patch_selection import (
     select_patches_by_budget,
     select_patches_by_threshold,
     select_patches_by_threshold_v2,
+    select_patches_jointly,
 )
 from tests.apt_code import references
 from tests.apt_code.references import random_maps, tiling_of_masks
@@ -36,6 +38,9 @@ pyramids = st.builds(
     seed=st.integers(0, 2**16),
 )
 fractions = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+
+BUDGET_RULES = (select_patches_by_budget, select_patches_jointly)
+budget_rules = st.sampled_from(BUDGET_RULES)
 
 # Random grids often have a coarsest tiling above the budget; the warning has its own tests.
 pytestmark = pytest.mark.filterwarnings("ignore:alpha=:UserWarning")
@@ -101,18 +106,41 @@ def test_budget_matches_a_greedy_heap(maps, alpha, coarse_scores):
         assert plan.k == splits
 
 
+@given(maps=pyramids, alpha=fractions, coarse_scores=st.booleans())
+def test_joint_matches_a_search_over_every_set_of_children(maps, alpha, coarse_scores):
+    masks = select_patches_jointly(maps, alpha, coarse_scores)
+    assert_masks_tile(masks, maps)
+    plan = plan_of_maps(maps, alpha)
+    for tiling, image in zip(tilings_of(masks), images_of(maps), strict=True):
+        expected, splits = references.select_joint(image, alpha, coarse_scores, int(TOKEN_PRICE))
+        assert tiling == expected
+        assert plan.k == splits
+
+
+def test_joint_refines_one_cell_where_budget_opens_two():
+    # two 56-px cells: writing in two corners of the first, faint texture all over the second
+    maps = {14: torch.zeros(1, 4, 8), 28: torch.zeros(1, 2, 4), 56: torch.tensor([[[30.0, 20.0]]])}
+    maps[28][0, 0, :2] = torch.tensor([90.0, 16.0])
+    three_splits = 11 / 32
+    budget = tilings_of(select_patches_by_budget(maps, three_splits, coarse_scores=True))[0]
+    joint = tilings_of(select_patches_jointly(maps, three_splits, coarse_scores=True))[0]
+    assert (0, 2, 2) in budget and (0, 4, 4) not in budget, "opened, at three language tokens, for little"
+    assert (0, 2, 2) not in joint and (0, 4, 4) in joint
+    assert len(joint) == len(budget) == 11
+
+
 # -------------------------------------------------------------------- what the rules promise
 
 
-@given(maps=pyramids, alpha=fractions, coarse_scores=st.booleans())
-def test_budget_is_met_exactly(maps, alpha, coarse_scores):
+@given(select=budget_rules, maps=pyramids, alpha=fractions, coarse_scores=st.booleans())
+def test_a_budget_is_met_exactly(select, maps, alpha, coarse_scores):
     h, w = finest(maps).shape[1:]
     candidates = sum(int((m[0] < PAD_VALUE).sum()) for side, m in maps.items() if side > min(maps))
     base_tokens = len(references.tile(images_of(maps)[0], lambda side, row, col: True))
     budget = round(alpha * h * w)
     k = max(0, (budget - base_tokens) // 3)
     expected = base_tokens + 3 * min(k, candidates)
-    found = num_patches(select_patches_by_budget(maps, alpha, coarse_scores))
+    found = num_patches(select(maps, alpha, coarse_scores))
     assert found == [expected] * len(found)
     assert expected <= max(budget, base_tokens)
     assert plan_of_maps(maps, alpha).info() == {
@@ -125,17 +153,17 @@ def test_budget_is_met_exactly(maps, alpha, coarse_scores):
     }
 
 
-@given(maps=pyramids, coarse_scores=st.booleans())
-def test_alpha_one_splits_everything(maps, coarse_scores):
-    masks = select_patches_by_budget(maps, 1.0, coarse_scores)
+@given(select=budget_rules, maps=pyramids, coarse_scores=st.booleans())
+def test_alpha_one_splits_everything(select, maps, coarse_scores):
+    masks = select(maps, 1.0, coarse_scores)
     assert finest(masks).all()
     assert not any(mask.any() for side, mask in masks.items() if side > min(masks))
-    assert num_patches(select_patches_by_budget(maps, 1, coarse_scores)) == num_patches(masks)
+    assert num_patches(select(maps, 1, coarse_scores)) == num_patches(masks)
 
 
-@given(maps=pyramids, alphas=st.tuples(fractions, fractions), coarse_scores=st.booleans())
-def test_a_larger_budget_never_removes_a_split(maps, alphas, coarse_scores):
-    fewer, more = (tilings_of(select_patches_by_budget(maps, alpha, coarse_scores)) for alpha in sorted(alphas))
+@given(select=budget_rules, maps=pyramids, alphas=st.tuples(fractions, fractions), coarse_scores=st.booleans())
+def test_a_larger_budget_never_removes_a_split(select, maps, alphas, coarse_scores):
+    fewer, more = (tilings_of(select(maps, alpha, coarse_scores)) for alpha in sorted(alphas))
     grid = tuple(finest(maps).shape[1:])
     for coarse, fine in zip(fewer, more, strict=True):
         for row, col, size in fine:
@@ -160,6 +188,7 @@ def test_an_image_does_not_depend_on_its_batch(maps, alpha):
         lambda m: select_patches_by_threshold_v2(m, alpha),
         lambda m: select_patches_by_budget(m, alpha),
         lambda m: select_patches_by_budget(m, alpha, coarse_scores=True),
+        lambda m: select_patches_jointly(m, alpha, coarse_scores=True),
     ):
         together = tilings_of(select(maps))
         for i, tiling in enumerate(together):
@@ -268,7 +297,7 @@ def test_the_warning_names_an_alpha_that_can_be_met(h, w, num_scales, alpha):
 # -------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("method", ["v1", "v2", "budget"])
+@pytest.mark.parametrize("method", ["v1", "v2", "budget", "joint"])
 @pytest.mark.parametrize("alpha", [None, "0.3", True, [0.3]])
 def test_alpha_is_a_number(method, alpha):
     with pytest.raises(TypeError, match=re.escape(f"alpha is a number, got {alpha!r} of type")):
@@ -349,6 +378,7 @@ def test_cuda_gives_the_same_tilings(maps, alpha):
         lambda m: select_patches_by_threshold_v2(m, alpha),
         lambda m: select_patches_by_budget(m, alpha),
         lambda m: select_patches_by_budget(m, alpha, coarse_scores=True),
+        lambda m: select_patches_jointly(m, alpha, coarse_scores=True),
     ):
         masks = select(on_gpu)
         assert all(mask.is_cuda for mask in masks.values())

@@ -309,7 +309,7 @@ def test_constructor_refusals(arguments, error, message):
 @pytest.mark.parametrize(
     ("method", "alpha", "error", "message"),
     [
-        ("v3", None, ValueError, "patch_selection_method='v3': expected one of ['v1', 'v2', 'budget']"),
+        ("v3", None, ValueError, "patch_selection_method='v3': expected one of ['v1', 'v2', 'budget', 'joint']"),
         ("", None, ValueError, "patch_selection_method='': expected one of"),
         ("budget", 1.5, ValueError, "alpha=1.5 with 'budget'"),
         ("budget", None, ValueError, "alpha=1.5 with 'budget'"),  # the constructor's alpha does not fit the method

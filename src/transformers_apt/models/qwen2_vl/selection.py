@@ -41,9 +41,13 @@ USED_BY: Mapping[str, frozenset[str]] = {
     "v1": frozenset({"importance_method", "thresholds"}),
     "v2": frozenset({"importance_method", "alpha"}),
     "budget": frozenset({"importance_method", "alpha"}),
+    "joint": frozenset({"importance_method", "alpha"}),
     OFF: frozenset(),
 }
 """The settings that each method reads."""
+
+BUDGETED = ("budget", "joint")
+"""The methods whose alpha is the fraction of patches to keep."""
 
 FIRST_USE_NOTICE = (
     "Adaptive patches are on for Qwen2-VL: plain regions of an image become 28- and 56-px patches. That saves tokens "
@@ -57,10 +61,10 @@ class SelectionKwargs(TypedDict, total=False):
     r"""
     patch_selection_method (`str`, *optional*, defaults to `"v1"`):
         How patches are selected: `"v1"` (fixed thresholds), `"v2"` (threshold alpha × mean importance), `"budget"`
-        (a fraction alpha of the patches) or `"off"` (upstream).
+        (a fraction alpha of the patches), `"joint"` (the same in fewer language tokens) or `"off"` (upstream).
     alpha (`float`, *optional*, defaults to 1.0):
-        For `"budget"` the fraction of full-resolution patches to keep, 0 to 1. For `"v2"` the multiple of the mean
-        importance, 0 or more: larger gives fewer patches. `"v1"` and `"off"` ignore it.
+        For `"budget"` and `"joint"` the fraction of full-resolution patches to keep, 0 to 1. For `"v2"` the multiple
+        of the mean importance, 0 or more: larger gives fewer patches. `"v1"` and `"off"` ignore it.
     importance_method (`str`, *optional*, defaults to `"entropy"`):
         What is at stake in a cell: `"entropy"`, `"laplacian"` or `"upsample_mse"`.
     thresholds (`list[float]`, *optional*):
@@ -111,9 +115,9 @@ def take_selection(image_processor: Any, kwargs: dict[str, Any]) -> dict[str, An
             f"{name}={settings[name]} has no effect with patch_selection_method={method!r}; it is used by "
             f"{[other for other, used in USED_BY.items() if name in used]}."
         )
-    if method == "budget" and settings["alpha"] == 1:
+    if method in BUDGETED and settings["alpha"] == 1:
         logger.warning_once(
-            "patch_selection_method='budget' with alpha=1 keeps every patch and saves nothing; pass alpha, the "
+            f"patch_selection_method={method!r} with alpha=1 keeps every patch and saves nothing; pass alpha, the "
             "fraction of patches to keep, for example 0.3."
         )
     return settings
@@ -226,7 +230,8 @@ def last_budget_info(self: Any) -> list[dict[str, Any] | None] | None:
     """One dictionary per image of this thread's last call of this processor, or `None` before the first.
 
     Keys: `base_tokens`, `base_small_tokens`, `budget`, `k`, `alpha`, `actual`, as
-    `apt_code.PatchTokenizer.last_budget_info`. An entry is `None` where the method was not `"budget"`.
+    `apt_code.PatchTokenizer.last_budget_info`. An entry is `None` where the method was neither `"budget"` nor
+    `"joint"`.
     """
     return _last_budget_info.by_processor.get(self)
 
