@@ -19,12 +19,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # A change of the dependencies or of a file that installation copies makes the stamp old; sources are used in place.
-# The quality benchmark's photographs and typefaces are for its tests.
-$(STAMP): pyproject.toml constraints.txt benchmarks/quality/requirements.txt src/transformers_apt.pth src/transformers_apt.start
+$(STAMP): pyproject.toml constraints.txt src/transformers_apt.pth src/transformers_apt.start
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one or say make PYTHON=/path/to/python."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --editable '.[dev]' --requirement benchmarks/quality/requirements.txt \
-		--constraint constraints.txt
+	$(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
 venv: $(STAMP) ## create .venv with the pinned versions and this checkout (editable)

@@ -190,7 +190,8 @@ def select_patches_jointly(
     cell, three for a 56-px cell. It gains the importance that disappears: the cell's own, less its children's. A
     cell is worth the best average gain per cost of itself and its j best children, j from 0 to 4, and no child is
     worth more than its parent. So a 56-px cell is opened for what lies in it and then refined first, instead of many
-    being opened a little. This is rate–distortion-optimal tree pruning (Chou, Lookabaugh and Gray, 1989) with two rates.
+    being opened a little. This is rate–distortion-optimal tree pruning (Chou, Lookabaugh and Gray, 1989) with two
+    rates.
 
     Made for `upsample_mse`, whose importance is a loss; with other maps the gain is a figure of speech. Arguments,
     masks and warning as `select_patches_by_budget`.

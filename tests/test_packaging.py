@@ -104,7 +104,7 @@ def test_metadata(wheel):
     assert {requirement.split("<")[0].split(">")[0] for requirement in runtime} == {
         *("einops", "loguru", "numba", "numpy", "pillow", "rich", "torch", "torchvision", "transformers", "typer"),
     }
-    assert {"demo", "viz", "dev"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"viz", "bench", "docs", "dev"} <= set(metadata.get_all("Provides-Extra"))
     assert "transformers-apt = transformers_apt.cli:main" in files[f"{DIST_INFO}/entry_points.txt"]
     assert "Apache License" in files[f"{DIST_INFO}/licenses/LICENSE"]
     assert f"{DIST_INFO}/licenses/NOTICE" in files

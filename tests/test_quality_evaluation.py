@@ -11,7 +11,7 @@ from PIL import Image
 
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
-pytest.importorskip("font_roboto", reason="pip install -r benchmarks/quality/requirements.txt")
+pytest.importorskip("font_roboto", reason="pip install 'transformers-apt[bench]'")
 
 import transformers_apt
 from benchmarks.quality import candidates, evaluate, items, questions, report, settings
@@ -31,7 +31,7 @@ def _options(model, out, **changes):
         "images": None,
         "count": 6,
         "seed": 1,
-        "settings": ["off", "budget*0.3", "downscale*0.3"],
+        "settings": ["off", "budget*0.3", "joint*0.3", "downscale*0.3"],
         "batch": 4,
         "new_tokens": 2,
         "device": "cpu",
@@ -96,9 +96,14 @@ def test_evaluation_matches_sizes_and_continues(model, tmp_path, patched):
     budgets = [rows[f"budget {name} 0.3"]["patches"] for name in (*settings.IMPORTANCE, *candidates.CANDIDATES)]
     assert len(set(budgets)) == 1 and budgets[0] < 0.31 * rows["off"]["patches"]
     kept = json.loads((tmp_path / "answers.json").read_text())
-    for equal in ("patches", "tokens"):
-        ours, theirs = kept["budget upsample_mse 0.3"][equal], kept[f"downscale, {equal} of 0.3"][equal]
+    for like, equal, name in (
+        ("budget", "patches", "patches of 0.3"),
+        ("budget", "tokens", "tokens of 0.3"),
+        ("joint", "tokens", "tokens of joint 0.3"),
+    ):
+        ours, theirs = kept[f"{like} upsample_mse 0.3"][equal], kept[f"downscale, {name}"][equal]
         assert all(a <= b for a, b in zip(ours, theirs, strict=True))
+    assert kept["joint upsample_mse 0.3"]["patches"] == kept["budget upsample_mse 0.3"]["patches"]
     assert "| off |" in (tmp_path / "results.md").read_text()
     assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy_per_patches.png", "accuracy_per_tokens.png"}
 

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
-pytest.importorskip("font_roboto", reason="pip install -r benchmarks/quality/requirements.txt")
+pytest.importorskip("font_roboto", reason="pip install 'transformers-apt[bench]'")
 
 from benchmarks.quality import assets, fast_forward, questions, scenes
 from benchmarks.quality.collate import IGNORE, NO_DIGIT, Prompter, collate

@@ -78,13 +78,12 @@ def _locate(package: str, name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
             f"the package {package!r} is not installed, expected it for {name!r}: "
-            "run `pip install -r benchmarks/quality/requirements.txt`"
+            "run `pip install 'transformers-apt[bench]'`"
         )
     path = Path(next(iter(spec.submodule_search_locations)), name)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{package!r} has no file {name!r}, expected the version that "
-            "benchmarks/quality/requirements.txt pins: install that one"
+            f"{package!r} has no file {name!r}, expected the version that constraints.txt pins: install that one"
         )
     return path
 

@@ -61,11 +61,17 @@ def standard(alphas: Sequence[float] = ALPHAS, importance: Sequence[str] = IMPOR
         for method in (*importance, *CANDIDATES):
             options = {"alpha": alpha, "importance_method": method}
             found.append(Setting(f"budget {method} {alpha}", f"budget {method}", _method("budget", **options)))
-        for equal in ("patches", "tokens"):
-            name, series = f"downscale, {equal} of {alpha}", f"downscale, equal {equal}"
-            if alpha < 1:
-                like = f"budget {importance[0]} {alpha}"
-                found.append(Setting(name, series, _method("off"), like, equal))
+        options = {"alpha": alpha, "importance_method": importance[0]}
+        joint = Setting(f"joint {importance[0]} {alpha}", f"joint {importance[0]}", _method("joint", **options))
+        found.append(joint)
+        if alpha < 1:
+            budget = f"budget {importance[0]} {alpha}"  # `joint` has as many patches
+            for name, like, equal in (
+                (f"downscale, patches of {alpha}", budget, "patches"),
+                (f"downscale, tokens of {alpha}", budget, "tokens"),
+                (f"downscale, tokens of joint {alpha}", joint.name, "tokens"),
+            ):
+                found.append(Setting(name, f"downscale, equal {equal}", _method("off"), like, equal))
     return found
 
 
