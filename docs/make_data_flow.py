@@ -134,7 +134,7 @@ def main() -> None:
         text(220, top + side + 39, "each cell whole"),
         # selection and layout
         arrow((576, top + side + 8), (576, 318), (518, 318)),
-        *box(300, 288, 212, "selection", "v1, v2 or budget"),
+        *box(300, 288, 212, "selection", "v1, v2, budget or joint"),
         arrow((300, 318), (24 + side + 10, 318)),
         picture(seen, 24, 276, side),
         *tiling(layout, 24, 276, side),

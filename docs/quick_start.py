@@ -84,13 +84,14 @@ def methods_compared(processor: Any, model: Any, image: Image.Image) -> None:
         {"patch_selection_method": "budget", "alpha": 0.5},
         {"patch_selection_method": "budget", "alpha": 0.3},
         {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"},
+        {"patch_selection_method": "joint", "alpha": 0.3, "importance_method": "upsample_mse"},
     ):
         (stats,) = patch_stats(processor.image_processor(images=image, return_tensors="pt", **settings))
         sides = [f"{stats['patches_by_px'].get(side, 0):,}" for side in (14, 28, 56)]
         rows.append((label(settings), *sides, f"{stats['retention']:.0%}", f"{stats['language_tokens']:,}"))
 
     console.print(table("method", "14 px", "28 px", "56 px", "patches kept", "language tokens", rows=rows))
-    console.print("A smaller alpha saves more with budget, a larger one with v2.")
+    console.print("A smaller alpha saves more with budget and joint, a larger one with v2.")
 
 
 def debugging_and_monitoring(processor: Any, model: Any, image: Image.Image) -> None:
