@@ -10,7 +10,9 @@ pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
 pytest.importorskip("font_roboto", reason="pip install 'transformers-apt[bench]'")
 
-from benchmarks.quality import assets, fast_forward, questions, scenes
+from transformers import Qwen2VLForConditionalGeneration
+
+from benchmarks.quality import assets, export, fast_forward, questions, scenes, stream, train
 from benchmarks.quality.collate import IGNORE, NO_DIGIT, Prompter, collate
 from benchmarks.quality.mixed import collate_mixed, draw_selection
 from benchmarks.quality.stream import make_batch
@@ -177,3 +179,23 @@ def test_random_selections_are_all_accepted(processor, samples):
     rng = np.random.default_rng(0)
     for _ in range(30):
         collate_mixed(samples[:1], *SIZE, Prompter(processor.tokenizer), draw_selection(rng))
+
+
+def test_training_continues_where_it_stopped_and_exports_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "held_out", lambda seed, count, prompter: stream.held_out(seed, 4, prompter))
+    phase = train.PHASES[1]
+    for name, stops in (("twice", (1, None)), ("once", (None,))):
+        for stop in stops:
+            train.train(train.Trainer(tmp_path / name, 0, phase), 3, 0, 256, 100, stop)
+    twice, once = (train.Trainer(tmp_path / name, 0, phase) for name in ("twice", "once"))
+    assert (twice.step, twice.images) == (once.step, once.images) and twice.step == 3
+    for (name, found), expected in zip(twice.model.named_parameters(), once.model.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+    with pytest.raises(FileNotFoundError, match=r"has no state.pt: train first"):
+        export.export([tmp_path / "nowhere"], tmp_path / "out")
+    export.export([tmp_path / "twice"], tmp_path / "out")
+    loaded = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
+    for name, found in loaded.state_dict().items():
+        assert torch.equal(found, once.model.state_dict()[name].bfloat16()), name
+    assert "phase 1: 3 steps" in (tmp_path / "out" / "README.md").read_text()

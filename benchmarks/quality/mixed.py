@@ -21,15 +21,16 @@ from benchmarks.quality.questions import Question
 def draw_selection(rng: np.random.Generator) -> dict[str, Any] | None:
     """A random setting, or None, one time in five, for upstream's uniform patches.
 
-    A budget from a tenth of the patches up under any importance, a threshold on the reconstruction error from 4 to 40
+    A budget, joint or not, from a tenth of the patches up under any importance, a threshold on the reconstruction error from 4 to 40
     grey levels, one on the entropy, or a multiple of its mean.
     """
     turn = rng.random()
     if turn < 0.2:
         return None
     if turn < 0.65:
-        method = str(rng.choice(["upsample_mse", "upsample_mse", "laplacian", "entropy"]))
-        return {"patch_selection_method": "budget", "alpha": float(rng.uniform(0.1, 0.8)), "importance_method": method}
+        name = str(rng.choice(["budget", "joint"]))
+        importance = str(rng.choice(["upsample_mse", "upsample_mse", "laplacian", "entropy"]))
+        return {"patch_selection_method": name, "alpha": float(rng.uniform(0.1, 0.8)), "importance_method": importance}
     if turn < 0.85:
         threshold = float(np.exp(rng.uniform(np.log(4), np.log(40)))) ** 2
         return {

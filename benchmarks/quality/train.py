@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TRANSFORMERS_APT", "0")  # phase 1 is upstream's Qwen2-VL, untouched
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -107,7 +105,7 @@ class Phase:
 
 PHASES = {
     1: Phase(PHASE1, lr=4e-3, hold=0.25, warmup=150, aux=True, steps=24000),
-    2: Phase(PHASE2, lr=6e-4, hold=0.2, warmup=50, aux=False, steps=1500),
+    2: Phase(PHASE2, lr=1.5e-3, hold=0.2, warmup=50, aux=False, steps=6000),
 }
 
 
@@ -206,8 +204,21 @@ class Trainer:
 def train(trainer: Trainer, steps: int, seed: int, patches: int, watch_every: int, stop: int | None) -> None:
     """Trains to `steps`, or to `stop`, or until it is asked to end (SIGTERM, Ctrl-C): then it saves and leaves."""
     ended: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: ended.append(number))
+    handlers = {
+        number: signal.signal(number, lambda number, frame: ended.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        _train(trainer, steps, seed, patches, watch_every, stop, ended)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    trainer.save()
+
+
+def _train(
+    trainer: Trainer, steps: int, seed: int, patches: int, watch_every: int, stop: int | None, ended: list[int]
+) -> None:
     tokenizer = trainer.processor.tokenizer
     evaluation = held_out(seed, 240, Prompter(tokenizer))
     sums: dict[str, list[float]] = defaultdict(list)
@@ -235,7 +246,6 @@ def train(trainer: Trainer, steps: int, seed: int, patches: int, watch_every: in
             saved = time.monotonic()
         if done:
             break
-    trainer.save()
 
 
 def main() -> None:
@@ -243,13 +253,14 @@ def main() -> None:
     parser.add_argument("--phase", type=int, default=1, choices=sorted(PHASES))
     parser.add_argument("--run", type=Path, help="folder of the state and the log; runs/phase1 or runs/phase2")
     parser.add_argument("--origin", type=Path, default=Path("runs/phase1"), help="where phase 2 starts from")
-    parser.add_argument("--steps", type=int, help="24000 for phase 1, 1500 for phase 2")
+    parser.add_argument("--steps", type=int, help="24000 for phase 1, 6000 for phase 2")
     parser.add_argument("--stop", type=int, help="leave after this step, to be continued")
     parser.add_argument("--patches", type=int, default=3072, help="vision patches per step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--watch-every", type=int, default=250, help="steps between lines of the log")
     parser.add_argument("--threads", type=int, default=1, help="compute threads")
     options = parser.parse_args()
+    os.environ.setdefault("TRANSFORMERS_APT", "0")  # nothing here needs the patch
     torch.set_num_threads(options.threads)
     phase = PHASES[options.phase]
     run = options.run or Path(f"runs/phase{options.phase}")
