@@ -21,8 +21,8 @@ from benchmarks.quality.questions import Question
 def draw_selection(rng: np.random.Generator) -> dict[str, Any] | None:
     """A random setting, or None, one time in five, for upstream's uniform patches.
 
-    A budget, joint or not, from a tenth of the patches up under any importance, a threshold on the reconstruction error from 4 to 40
-    grey levels, one on the entropy, or a multiple of its mean.
+    A budget, joint or not, from a tenth of the patches up under any importance, a threshold on the
+    reconstruction error from 4 to 40 grey levels, one on the entropy, or a multiple of its mean.
     """
     turn = rng.random()
     if turn < 0.2:
