@@ -9,8 +9,10 @@ from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_image
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+from typer.testing import CliRunner
 
 import transformers_apt
+from transformers_apt.cli import app
 from transformers_apt.tiny_checkpoint import build_config, build_model, build_processor
 
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
@@ -109,3 +111,24 @@ def inputs(processor, prompt, half_plain):
     batch = processor(images=half_plain, text=prompt(), return_tensors="pt", images_kwargs=BUDGET)
     assert set(batch["image_patch_layout"][:, 2].tolist()) == {1, 2, 4}
     return batch
+
+
+@pytest.fixture(scope="session")
+def crop():
+    """196 × 140 px of the astronaut: whole 28-px cells, so nothing is resized, and incomplete 56-px cells."""
+    return Image.fromarray(data.astronaut()[290:430, 300:496])
+
+
+@pytest.fixture
+def photo(crop, tmp_path):
+    path = tmp_path / "in" / "photo.png"
+    path.parent.mkdir()
+    crop.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def visualize_command():
+    """`visualize_command(*arguments)` runs `transformers-apt visualize`."""
+    runner = CliRunner(env={"COLUMNS": "200"})
+    return lambda *arguments: runner.invoke(app, ["visualize", *map(str, arguments), "--device", "cpu"])

@@ -14,15 +14,14 @@ import torch
 from PIL import Image, ImageOps
 from skimage import data
 from transformers import Qwen2VLImageProcessor
-from typer.testing import CliRunner
 
 from apt_code.patch_selection import select_patches_by_threshold
 from apt_code.patch_tokenizer import PatchTokenizer
 from apt_code.visualization import PATCH_COLOURS, reconstruct
 from transformers_apt import visualize, visualize_files
-from transformers_apt.cli import BAD_INPUT, app
+from transformers_apt.cli import BAD_INPUT
 from transformers_apt.stats import patch_stats
-from transformers_apt.visualize import examine, load_picture, load_processor, pick_device, stats_of
+from transformers_apt.visualize import examine, load_picture, load_processor, stats_of
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden" / "stats_astronaut_budget.json"
@@ -37,29 +36,10 @@ FILES = [
     "stats.json",
 ]
 BUDGET = ["--patch-selection-method", "budget", "--alpha", "0.3"]
-runner = CliRunner(env={"COLUMNS": "200"})
-
-
-def run(*arguments):
-    return runner.invoke(app, ["visualize", *map(str, arguments), "--device", "cpu"])
 
 
 def files_in(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-@pytest.fixture(scope="session")
-def crop():
-    """196 × 140 px of the astronaut: whole 28-px cells, so nothing is resized, and incomplete 56-px cells."""
-    return Image.fromarray(data.astronaut()[290:430, 300:496])
-
-
-@pytest.fixture
-def photo(crop, tmp_path):
-    path = tmp_path / "in" / "photo.png"
-    path.parent.mkdir()
-    crop.save(path)
-    return path
 
 
 @pytest.fixture
@@ -150,11 +130,11 @@ def test_other_patch_sizes(crop):
     assert stats["processor"]["temporal_patch_size"] == 1 and set(stats["patches"]["by_px"]) == {"16", "32", "64"}
 
 
-def test_a_checkpoints_own_settings(folder, photo, tmp_path):
+def test_a_checkpoints_own_settings(folder, photo, tmp_path, visualize_command):
     processor = Qwen2VLImageProcessor.from_pretrained(folder)
     processor.patch_selection_method, processor.alpha = "budget", 0.4
     processor.save_pretrained(tmp_path / "checkpoint")
-    assert run(photo, "-o", tmp_path / "out", "--model", tmp_path / "checkpoint").exit_code == 0
+    assert visualize_command(photo, "-o", tmp_path / "out", "--model", tmp_path / "checkpoint").exit_code == 0
     stats = json.loads((tmp_path / "out/photo/stats.json").read_text())
     assert (stats["patch_selection_method"], stats["alpha"]) == ("budget", 0.4)
     assert stats["processor"]["max_pixels"] == processor.size["longest_edge"]
@@ -163,9 +143,9 @@ def test_a_checkpoints_own_settings(folder, photo, tmp_path):
 # ---------------------------------------------------------------- the files
 
 
-def test_the_file_tree_and_the_numbers(photo, tmp_path):
+def test_the_file_tree_and_the_numbers(photo, tmp_path, visualize_command):
     logging.Logger.warning_once.cache_clear()
-    result = run(photo, "-o", tmp_path / "out", *BUDGET)
+    result = visualize_command(photo, "-o", tmp_path / "out", *BUDGET)
     assert result.exit_code == 0, result.output
     assert files_in(tmp_path / "out") == [f"photo/{name}" for name in FILES]
     found = json.loads((tmp_path / "out/photo/stats.json").read_text(encoding="utf-8"))
@@ -180,8 +160,8 @@ def test_the_file_tree_and_the_numbers(photo, tmp_path):
     assert result.stderr == ""
 
 
-def test_the_pictures(photo, crop, tmp_path):
-    assert run("--input-image", photo, "--output", tmp_path, *BUDGET).exit_code == 0
+def test_the_pictures(photo, crop, tmp_path, visualize_command):
+    assert visualize_command("--input-image", photo, "--output", tmp_path, *BUDGET).exit_code == 0
     view = examine(crop, load_processor(patch_selection_method="budget", alpha=0.3))
 
     def read(name):
@@ -203,30 +183,30 @@ def test_the_pictures(photo, crop, tmp_path):
         assert min(read(name).size) > 300
 
 
-def test_running_again_replaces_the_folder_and_nothing_else(photo, tmp_path):
+def test_running_again_replaces_the_folder_and_nothing_else(photo, tmp_path, visualize_command):
     out = tmp_path / "out"
-    assert run(photo, "-o", out).exit_code == 0
+    assert visualize_command(photo, "-o", out).exit_code == 0
     (out / "photo" / ".DS_Store").touch()
-    assert run(photo, "-o", out, *BUDGET).exit_code == 0
+    assert visualize_command(photo, "-o", out, *BUDGET).exit_code == 0
     assert files_in(out) == [f"photo/{name}" for name in FILES]
     assert json.loads((out / "photo/stats.json").read_text())["alpha"] == 0.3
 
     (out / "photo" / "thesis.tex").write_text("years of work")
-    result = run(photo, "-o", out)
+    result = visualize_command(photo, "-o", out)
     assert result.exit_code == BAD_INPUT and "thesis.tex" in result.stderr
     assert (out / "photo" / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_failure_leaves_nothing_behind(photo, tmp_path, monkeypatch):
+def test_a_failure_leaves_nothing_behind(photo, tmp_path, monkeypatch, visualize_command):
     out = tmp_path / "out"
-    assert run(photo, "-o", out).exit_code == 0
+    assert visualize_command(photo, "-o", out).exit_code == 0
     before = (out / "photo/stats.json").read_text()
 
     def full_disk(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(visualize_files, "add_legend", full_disk)
-    result = run(photo, "-o", out, *BUDGET)
+    result = visualize_command(photo, "-o", out, *BUDGET)
     assert result.exit_code == BAD_INPUT and "No space left" in result.stderr
     assert os.listdir(out) == ["photo"] and (out / "photo/stats.json").read_text() == before
     # and where the last step fails
@@ -239,20 +219,20 @@ def test_a_failure_leaves_nothing_behind(photo, tmp_path, monkeypatch):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", stuck)
-    assert run(photo, "-o", out, *BUDGET).exit_code == BAD_INPUT
+    assert visualize_command(photo, "-o", out, *BUDGET).exit_code == BAD_INPUT
     assert os.listdir(out) == ["photo"] and (out / "photo/stats.json").read_text() == before
 
 
 # ---------------------------------------------------------------- folders
 
 
-def test_a_folder_with_a_broken_image(photo, tmp_path):
+def test_a_folder_with_a_broken_image(photo, tmp_path, visualize_command):
     photo.with_name("broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not much of a JPEG")
     photo.with_name("notes.txt").write_text("not an image")
     photo.with_name(".hidden.png").write_text("nor this")
     Image.new("RGB", (56, 84), "white").save(photo.with_name("photo.bmp"))
     out = tmp_path / "out"
-    result = run(photo.parent, "-o", out, *BUDGET)
+    result = visualize_command(photo.parent, "-o", out, *BUDGET)
     assert result.exit_code == BAD_INPUT
     assert len(result.stderr.strip().splitlines()) == 1 and "broken.jpg cannot be read" in result.stderr
     assert files_in(out) == sorted(
@@ -272,13 +252,13 @@ def test_a_folder_with_a_broken_image(photo, tmp_path):
     assert "2 images drawn, 1 could not be" in result.stdout
 
 
-def test_a_folder_again_and_a_table_of_someone_else(photo, tmp_path):
+def test_a_folder_again_and_a_table_of_someone_else(photo, tmp_path, visualize_command):
     out = tmp_path / "out"
-    assert run(photo.parent, "-o", out).exit_code == 0
-    assert run(photo.parent, "-o", out).exit_code == 0
+    assert visualize_command(photo.parent, "-o", out).exit_code == 0
+    assert visualize_command(photo.parent, "-o", out).exit_code == 0
     assert sorted(os.listdir(out)) == ["photo", "summary.csv"]
     (out / "summary.csv").write_text("month,euros\n1,2\n")
-    result = run(photo.parent, "-o", out)
+    result = visualize_command(photo.parent, "-o", out)
     assert result.exit_code == BAD_INPUT and "was not written by this command" in result.stderr
     assert (out / "summary.csv").read_text() == "month,euros\n1,2\n"
 
@@ -300,126 +280,18 @@ def test_the_drawing_is_larger_where_the_image_is_small():
     assert [visualize_files.drawing_scale(Sized(h, 28)) for h in (140, 1008, 2800)] == [4, 2, 1]
 
 
-# ---------------------------------------------------------------- bad input: one line, exit code 2, nothing written
-
-
-def _truncated(photo):
-    path = photo.with_name("cut.png")
-    path.write_bytes(photo.read_bytes()[:5000])
-    return path
-
-
-def _thin(photo):
-    Image.new("RGB", (3000, 10)).save(photo.with_name("thin.png"))
-    return photo.with_name("thin.png")
-
-
-def _text(photo):
-    photo.with_name("text.png").write_text("hello")
-    return photo.with_name("text.png")
-
-
-def _empty_folder(photo):
-    photo.with_name("empty").mkdir()
-    return photo.with_name("empty")
-
-
-@pytest.mark.parametrize(
-    ("source", "options", "message"),
-    [
-        (lambda photo: "/nowhere/[b]photo.jpg", [], "/nowhere/[b]photo.jpg does not exist; expected"),
-        (_text, [], "text.png cannot be read as an image"),
-        (_truncated, [], "cut.png cannot be read as an image"),
-        (_thin, [], "thin.png: absolute aspect ratio must be smaller than 200"),
-        (_empty_folder, [], "holds no images"),
-        (Path, ["--patch-selection-method", "budget", "--alpha", "1.5"], "alpha=1.5 with 'budget'"),
-        (Path, ["--patch-selection-method", "v2", "--alpha", "-1"], "alpha=-1.0 with 'v2'"),
-        (Path, ["--alpha", "much"], "Invalid value for '--alpha': "),
-        (Path, ["--patch-selection-method", "v3"], "patch_selection_method='v3': expected one of"),
-        (Path, ["--importance-method", "beauty"], "importance_method='beauty': expected one of"),
-        (Path, ["--thresholds", "nan", "2"], "holds NaN"),
-        (Path, ["--thresholds", "3", "low"], "Invalid value for '--thresholds': "),
-        (Path, ["--thresholds", "3"], "Invalid value for '--thresholds': "),  # takes --device for the second
-        (Path, ["--merge-size", "3"], "merge_size=3: expected 2"),
-        (Path, ["--patch-size", "0"], "patch_size=0: expected 1 or more"),
-        (Path, ["--model", "/nowhere/checkpoint"], "/nowhere/checkpoint is not a folder"),
-        (Path, ["--input-image", "other.png"], "IMAGE or --input-image, and not both"),
-        (Path, ["--colour"], "No such option: --colour"),
-    ],
-)
-def test_bad_input(photo, tmp_path, source, options, message):
-    out = tmp_path / "out"
-    result = run(source(photo), "-o", out, *options)
-    assert result.exit_code == BAD_INPUT, result.output
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert result.stdout == "" and not out.exists()
-
-
-def test_no_image_at_all():
-    result = run()
-    assert result.exit_code == BAD_INPUT and "expected one image or folder" in result.stderr
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_an_output_that_cannot_be_written(photo, several):
-    in_the_way = photo.with_name("file")
-    in_the_way.write_text("x")
-    result = run(photo.parent if several else photo, "-o", in_the_way)
-    assert result.exit_code == BAD_INPUT and len(result.stderr.strip().splitlines()) == 1
-    result = run(photo.parent if several else photo, "-o", in_the_way / "below")
-    assert result.exit_code == BAD_INPUT and len(result.stderr.strip().splitlines()) == 1
-
-
-def test_a_device_file_is_no_image(tmp_path):
-    with pytest.raises(visualize.UnusableImageError, match="is not a file"):
-        load_picture(Path(os.devnull))
-
-
-def test_an_image_too_long_for_a_jpeg(tmp_path):
-    Image.new("L", (65_501, 400)).save(tmp_path / "long.png")
-    with pytest.raises(visualize.UnusableImageError, match="65501×400 px: expected at most"):
-        load_picture(tmp_path / "long.png")
-
-
-def test_devices(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == "cpu"
-    with pytest.raises(ValueError, match="no CUDA device is available here; use --device cpu"):
-        pick_device("cuda")
-    with pytest.raises(ValueError, match="device='tpu': expected auto, cpu or cuda"):
-        pick_device("tpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert (pick_device("auto"), pick_device("cuda"), pick_device("cpu")) == ("cuda", "cuda", "cpu")
-
-
-def test_a_full_gpu_says_what_to_do(photo, tmp_path, monkeypatch):
-    def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(visualize_files, "examine", full)
-    result = run(photo, "-o", tmp_path / "out")
-    assert result.exit_code == BAD_INPUT and "not enough memory on the GPU; use --device cpu" in result.stderr
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_no_matplotlib(photo, tmp_path, monkeypatch, several):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    result = run(photo.parent if several else photo, "-o", tmp_path / "out")
-    assert result.exit_code == BAD_INPUT and not (tmp_path / "out").exists()
-    assert "pip install 'transformers-apt[viz]'" in result.stderr and len(result.stderr.strip().splitlines()) == 1
-
-
 # ---------------------------------------------------------------- notes
 
 
-def test_notes_say_what_was_ignored_and_what_could_not_be_met(photo, tmp_path):
-    result = run(photo, "-o", tmp_path, "--thresholds", "3", "2", "--patch-selection-method", "budget", "--alpha", "0")
+def test_notes_say_what_was_ignored_and_what_could_not_be_met(photo, tmp_path, visualize_command):
+    result = visualize_command(
+        photo, "-o", tmp_path, "--thresholds", "3", "2", "--patch-selection-method", "budget", "--alpha", "0"
+    )
     assert result.exit_code == 0
     notes = json.loads((tmp_path / "photo/stats.json").read_text())["notes"]
     assert notes[0] == "thresholds=[3.0, 2.0] is ignored by 'budget'" and "smallest alpha" in notes[1]
     assert [line.startswith("note: ") for line in result.stderr.strip().splitlines()] == [True, True]
-    result = run(photo.parent, "-o", tmp_path, "--alpha", "0.5")
+    result = visualize_command(photo.parent, "-o", tmp_path, "--alpha", "0.5")
     assert result.stderr.strip() == "note: alpha=0.5 is ignored by 'v1'"
 
 
