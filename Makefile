@@ -9,11 +9,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGS ?=
+APP_ARGS ?=
 TEST_ARGS ?=
 COVERAGE_MIN ?= 95
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test lint format typecheck docs docs-serve pre-commit build clean
+.PHONY: help venv install demo app browser test lint format typecheck docs docs-serve pre-commit build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +33,18 @@ install: venv ## the same as venv
 demo: $(STAMP) ## run the demo on a real photo; more options: make demo DEMO_ARGS="--image FILE"
 	$(BIN)/transformers-apt demo $(DEMO_ARGS)
 
-test: $(STAMP) ## run the tests with coverage; some of them: make test TEST_ARGS="-k hook" COVERAGE_MIN=0
+app: $(STAMP) ## serve the web page on this machine; more options: make app APP_ARGS="--model FOLDER"
+	$(BIN)/transformers-apt app $(APP_ARGS)
+
+browser: ## install Chromium for the web page's tests, where it is missing and apt-get may be used
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then exit 0; fi >/dev/null; \
+	if test "$$(id -u)" = 0; then as_root="env"; else as_root="sudo -n env"; fi; \
+	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null && $$as_root apt-get update -qq && \
+		$$as_root DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	then echo "installed: chromium"; \
+	else echo "No Chromium: the web page's browser tests will be skipped. To run them, install it (Debian: apt-get install chromium)."; fi
+
+test: $(STAMP) browser ## run the tests with coverage; some of them: make test TEST_ARGS="-k hook" COVERAGE_MIN=0
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(TEST_ARGS)
 
 lint: $(STAMP) ## ruff: rules and formatting

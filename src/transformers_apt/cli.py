@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
+from transformers_apt.app_cli import app_command
+
 app = typer.Typer(
     help="Adaptive Patch Tokenization for Qwen2-VL in transformers.", no_args_is_help=True, add_completion=False
 )
@@ -185,3 +187,6 @@ def visualize(
     except visualize_command.EXPECTED as error:
         raise fail(error) from error
     raise typer.Exit(BAD_INPUT if errors else 0)
+
+
+app.command("app", cls=OneLineErrors)(app_command)

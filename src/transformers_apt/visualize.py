@@ -112,7 +112,7 @@ def pick_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def load_picture(path: Path, *, formats: Sequence[str] | None = None, max_pixels: int | None = None) -> Image.Image:
+def load_picture(path: Path, *, formats: list[str] | None = None, max_pixels: int | None = None) -> Image.Image:
     """An image file, turned upright by its EXIF tag as transformers' own loaders do, otherwise as it is.
 
     Args:

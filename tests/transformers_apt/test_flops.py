@@ -61,7 +61,7 @@ def test_published_towers_are_the_same_but_for_the_merger():
 
 
 def test_published_shapes_have_their_parameters():
-    """A token costs two operations per weight of the blocks, 1.31B and 6.53B: embeddings are looked up, not multiplied."""
+    """A token costs two operations per weight of the blocks, 1.31B and 6.53B; embeddings are looked up."""
     for name, billions in (("2b", 1.31), ("7b", 6.53)):
         shape = QWEN2_VL[name]
         logits = 2 * shape.hidden_size * shape.vocab_size
