@@ -34,6 +34,8 @@ GREY_WEIGHTS = (2989, 5870, 1140)
 """ITU-R BT.601 luma, in ten-thousandths: 0.2989 R + 0.5870 G + 0.1140 B."""
 GREY_SCALE = 10_000
 ENTROPY_FRACTION_BITS = 32
+PIXELS_AT_ONCE = 2**24
+"""How many pixels the plain code, which holds several numbers per pixel, works on at a time."""
 
 
 def _check_images(images: Tensor, patch_size: int, num_scales: int) -> None:
@@ -68,15 +70,25 @@ def _round_up(complete: Tensor, height: int, width: int, side: int, pad_value: f
     """Complete cells `(b, H//p, W//p)` -> float32 map of all cells, `(b, ceil(H/p), ceil(W/p))`."""
     rows, cols = -(-height // side), -(-width // side)
     padding = (0, cols - complete.shape[2], 0, rows - complete.shape[1])
-    return F.pad(complete.float(), padding, value=pad_value)
+    return F.pad(complete.float(), padding, value=pad_value) if any(padding) else complete.float()
+
+
+def _count_log(count: int) -> int:
+    """`c · log2 c` in fixed point, so that sums of it are exact in any order."""
+    return round(count * math.log2(count) * 2.0**ENTROPY_FRACTION_BITS) if count else 0
 
 
 @lru_cache(maxsize=8)
-def _count_log_table(largest: int) -> Tensor:
-    """`c · log2 c` for c = 0..largest, in fixed point, so that sums of it are exact in any order."""
+def _count_log_table(largest: int, device: torch.device) -> Tensor:
+    """`_count_log` for c = 0..largest, once per device."""
     # One scalar logarithm at a time: a vectorised one rounds differently in the middle and at the end of an array.
-    exact = [0.0] + [count * math.log2(count) for count in range(1, largest + 1)]
-    return torch.tensor([round(value * 2.0**ENTROPY_FRACTION_BITS) for value in exact], dtype=torch.int64)
+    return torch.tensor([_count_log(count) for count in range(largest + 1)], dtype=torch.int64, device=device)
+
+
+def _in_parts(images: Tensor, work: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+    """`work` on a few images of the batch at a time, so that what it needs on the way stays bounded."""
+    at_once = max(1, PIXELS_AT_ONCE // max(1, images.shape[-2] * images.shape[-1]))
+    return [torch.cat(found) for found in zip(*map(work, images.split(at_once)), strict=True)]
 
 
 def compute_patch_entropy_batched(
@@ -110,44 +122,59 @@ def compute_patch_entropy_batched(
         raise ValueError(f"bins is at least 1, got {bins}")
     height, width = images.shape[-2:]
     sides = [patch_size * 2**scale for scale in range(num_scales)]
-    table = _count_log_table(sides[-1] ** 2)
-    count = _entropy_sums_compiled if can_compile(images) else _entropy_sums
-    sums = [count(image, patch_size, num_scales, bins, table) for image in images.contiguous()]
+    count = _entropy_sums_compiled if _fits_entropy_kernel(images, sides[-1], bins) else _entropy_sums
     maps = {}
-    for scale, side in enumerate(sides):
-        missing = int(table[side * side]) - torch.stack([found[scale] for found in sums])  # N log2 N − Σ c log2 c
+    for side, found in zip(sides, count(images, patch_size, num_scales, bins), strict=True):
+        missing = _count_log(side * side) - found  # N log2 N − Σ c log2 c
         entropy = missing.double() * (2.0**-ENTROPY_FRACTION_BITS / (side * side))
         maps[side] = _round_up(entropy, height, width, side, pad_value)
     return maps
 
 
-def _entropy_sums(image: Tensor, patch_size: int, num_scales: int, bins: int, table: Tensor) -> list[Tensor]:
-    """`Σ table[count]` over each complete cell's histogram: `(c, H, W)` -> `(rows, cols)` int64 per scale."""
-    rows, cols = image.shape[-2] // patch_size, image.shape[-1] // patch_size
-    grey = _grey(image[None, :, : rows * patch_size, : cols * patch_size])
-    bin_index = torch.div(grey * bins, 255 * GREY_SCALE, rounding_mode="floor").clamp_(0, bins - 1).long()
-    # (1, H, W) -> (h w, p·p), then one flat histogram with `bins` places per cell
-    cells = rearrange(bin_index, "1 (h p) (w q) -> (h w) (p q)", p=patch_size, q=patch_size)
-    offset = torch.arange(rows * cols, device=image.device).unsqueeze(1) * bins
-    counts = torch.bincount((cells + offset).flatten(), minlength=rows * cols * bins).view(1, rows, cols, bins)
-    table = table.to(image.device)
-    sums = []
-    for _ in range(num_scales):
-        sums.append(table[counts[0]].sum(-1))
-        counts = _pooled_sum(counts)
-    return sums
+def _entropy_sums(images: Tensor, patch_size: int, num_scales: int, bins: int) -> list[Tensor]:
+    """`Σ c log2 c` over each complete cell's histogram: `(b, c, H, W)` -> `(b, rows, cols)` int64 per scale.
+
+    One scatter for all cells of all images, and nothing that a GPU would have to wait for.
+    """
+    rows, cols = images.shape[-2] // patch_size, images.shape[-1] // patch_size
+    table = _count_log_table((patch_size * 2 ** (num_scales - 1)) ** 2, images.device)
+
+    def sums_of(part: Tensor) -> list[Tensor]:
+        grey = _grey(part[:, :, : rows * patch_size, : cols * patch_size])
+        bin_index = torch.div(grey * bins, 255 * GREY_SCALE, rounding_mode="floor").clamp_(0, bins - 1).long()
+        # (b, H, W) -> (b h w, p·p), then one flat histogram with `bins` places per cell
+        cells = rearrange(bin_index, "b (h p) (w q) -> (b h w) (p q)", p=patch_size, q=patch_size)
+        places = (cells + torch.arange(len(cells), device=part.device).unsqueeze(1) * bins).flatten()
+        counts = torch.zeros(len(cells) * bins, dtype=torch.int32, device=part.device)
+        counts.scatter_add_(0, places, counts.new_ones(1).expand(len(places)))
+        counts = counts.view(len(part), rows, cols, bins)
+        sums = []
+        for _ in range(num_scales):
+            sums.append(table[counts.long()].sum(-1))
+            counts = _pooled_sum(counts)
+        return sums
+
+    return _in_parts(images, sums_of)
 
 
-def _entropy_sums_compiled(image: Tensor, patch_size: int, num_scales: int, bins: int, table: Tensor) -> list[Tensor]:
+def _fits_entropy_kernel(images: Tensor, coarsest: int, bins: int) -> bool:
+    if not can_compile(images):
+        return False
+    from apt_code import kernels
+
+    return bins <= kernels.MOST_BINS and coarsest**2 <= kernels.MOST_PIXELS
+
+
+def _entropy_sums_compiled(images: Tensor, patch_size: int, num_scales: int, bins: int) -> list[Tensor]:
     """The same sums by the compiled kernel."""
     from apt_code import kernels
 
-    weights = np.array(GREY_WEIGHTS)
-    pixels = image.expand(3, -1, -1).contiguous().numpy()  # one memory layout, so one compilation
-    logs = table.numpy()
-    sums = torch.from_numpy(kernels.entropy_sums(pixels, patch_size, num_scales, bins, weights, logs, np.diff(logs)))
+    pixels = images.expand(-1, 3, -1, -1).contiguous().numpy()  # one memory layout, so one compilation
+    table = _count_log_table((patch_size * 2 ** (num_scales - 1)) ** 2, images.device).numpy()
+    weights = np.array(GREY_WEIGHTS) * bins
+    sums = torch.from_numpy(kernels.entropy_sums(pixels, patch_size, num_scales, bins, weights, table))
     sides = [patch_size * 2**scale for scale in range(num_scales)]
-    return [sums[i, : image.shape[-2] // side, : image.shape[-1] // side] for i, side in enumerate(sides)]
+    return [sums[i, :, : images.shape[-2] // side, : images.shape[-1] // side] for i, side in enumerate(sides)]
 
 
 def compute_patch_laplacian_batched(
@@ -184,35 +211,40 @@ def compute_patch_upsample_mse_batched(
     _check_images(images, patch_size, num_scales)
     height, width = images.shape[-2:]
     channels = images.shape[1]
-    pixels = images.contiguous()  # one memory layout, so one compilation
     square_error = _square_error_compiled if can_compile(images) else _square_error
     maps = {
         patch_size: images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
     }
     for size in (2**scale for scale in range(1, num_scales)):
-        total = torch.stack([square_error(image, patch_size, size) for image in pixels])
+        total = square_error(images, patch_size, size)
         maps[patch_size * size] = total.double() * (_error_unit(size) / (channels * (patch_size * size) ** 2))
     return {side: _round_up(error, height, width, side, pad_value) for side, error in maps.items()}
 
 
-def _square_error(image: Tensor, patch_size: int, size: int) -> Tensor:
-    """Squared error summed over each complete cell, in units of `_error_unit(size)`: `(c, H, W)` -> int64 cells."""
+def _square_error(images: Tensor, patch_size: int, size: int) -> Tensor:
+    """Squared error summed over each complete cell, in units of `_error_unit(size)`: `(b, c, H, W)` -> int64 cells."""
     side = patch_size * size
-    rows, cols = image.shape[-2] // side, image.shape[-1] // side
+    rows, cols = images.shape[-2] // side, images.shape[-1] // side
     if rows * cols == 0:
-        return image.new_zeros((rows, cols), dtype=torch.int64)
-    # every cell alone, so that the scaling up never looks at its neighbours
-    cells = rearrange(image[:, : rows * side, : cols * side].float(), "c (h p) (w q) -> (h w) c p q", p=side, q=side)
-    restored = F.interpolate(F.avg_pool2d(cells, size), scale_factor=size, mode="bilinear", align_corners=False)
-    square = (cells - restored).double().square() / _error_unit(size)
-    return square.round().long().sum(dim=(1, 2, 3)).view(rows, cols)
+        return images.new_zeros((len(images), rows, cols), dtype=torch.int64)
+
+    def errors_of(part: Tensor) -> list[Tensor]:
+        # every cell alone, so that the scaling up never looks at its neighbours
+        whole = part[..., : rows * side, : cols * side].float()
+        cells = rearrange(whole, "b c (h p) (w q) -> (b h w) c p q", p=side, q=side)
+        restored = F.interpolate(F.avg_pool2d(cells, size), scale_factor=size, mode="bilinear", align_corners=False)
+        square = (cells - restored).double().square() / _error_unit(size)
+        return [square.round().long().sum(dim=(1, 2, 3)).view(len(part), rows, cols)]
+
+    return _in_parts(images, errors_of)[0]
 
 
-def _square_error_compiled(image: Tensor, patch_size: int, size: int) -> Tensor:
+def _square_error_compiled(images: Tensor, patch_size: int, size: int) -> Tensor:
     """The same sums by the compiled kernel."""
     from apt_code import kernels
 
-    return torch.from_numpy(kernels.upsample_square_error(image.numpy(), patch_size, size))
+    # one memory layout, so one compilation
+    return torch.from_numpy(kernels.upsample_square_error(images.contiguous().numpy(), patch_size, size))
 
 
 def _error_unit(size: int) -> float:

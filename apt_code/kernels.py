@@ -1,8 +1,11 @@
-"""Compiled importance maps and packing of uint8 images on the CPU, in one pass over the pixels each.
+"""Compiled importance maps and packing of uint8 images on the CPU: one call per batch, one pass over its pixels.
 
-Axis legend: `c` channels, `H W` pixels, `rows cols` complete cells of one scale. Every sum is exact, so the results
-are those of the plain code in `entropy_utils` and `patch_packing` to the bit; tests hold the two equal. Compiled
-functions are cached on disk. Without numba, the plain code does the work, more slowly.
+Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `rows cols` complete cells of one scale, `n` patches.
+Every sum is exact, so the results are those of the plain code in `entropy_utils` and `patch_packing` to the bit; tests
+hold the two equal. Compiled functions are cached on disk. Without numba, the plain code does the work, more slowly.
+
+Inner loops are functions of their own over one line of pixels: so the compiler sees that the arrays do not overlap and
+turns them into vector code. A constant where a width is known lets it unroll them.
 """
 
 from __future__ import annotations
@@ -13,181 +16,298 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-GREY_RANGE = 255 * 10_000
+GREY_RANGE = np.uint32(255 * 10_000)
+MOST_BINS = 2**32 // (255 * 10_000)
+"""Grey level times bins is counted in 32 bits."""
+MOST_PIXELS = 2**16 - 1
+"""Histograms count a cell's pixels in 16 bits."""
+LARGEST_SIZE = 16
+"""Packing adds up to 16 × 16 bytes in 16 bits."""
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on first use, and keep the result on disk where there is a place for it."""
+    options = {"nogil": True, "error_model": "numpy"}
     try:
-        return njit(cache=True, nogil=True)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError:  # a read-only installation and no home directory: compile once per process instead
-        return njit(nogil=True)(function)
+        return njit(**options)(function)
+
+
+# -------------------------------------------------------------------- entropy
 
 
 @_compiled
-def entropy_sums(image, patch_size, num_scales, bins, weights, table, deltas):  # type: ignore[no-untyped-def]
+def _bins_of_line(red, green, blue, weights, bins, line):  # type: ignore[no-untyped-def]
+    """The histogram bin of every pixel of a line."""
+    for x in range(line.shape[0]):
+        grey = np.uint32(weights[0] * red[x] + weights[1] * green[x] + weights[2] * blue[x])
+        line[x] = min(grey // GREY_RANGE, np.uint32(bins - 1))
+
+
+@_compiled
+def entropy_sums(images, patch_size, num_scales, bins, weights, table):  # type: ignore[no-untyped-def]
     """`Σ table[count]` over the grey-level histogram of every complete cell.
 
+    Goes from one cell of the coarsest scale to the next, so that its histograms stay in the fastest cache, and looks
+    only at the bins between a cell's darkest and brightest pixel.
+
     Args:
-        image: `(3, H, W)` uint8.
-        patch_size, num_scales, bins: as `compute_patch_entropy_batched`.
-        weights: `(3,)` int64 grey weights in ten-thousandths.
+        images: `(b, 3, H, W)` uint8.
+        patch_size, num_scales, bins: as `compute_patch_entropy_batched`; at most `MOST_BINS`, and a coarsest cell of
+            at most `MOST_PIXELS`.
+        weights: `(3,)` int64, grey weights in ten-thousandths times `bins`.
         table: `(largest count + 1,)` int64, `c log2 c` in fixed point.
-        deltas: `table[1:] - table[:-1]`.
 
     Returns:
-        `(num_scales, H // patch_size, W // patch_size)` int64; scale i fills the first `rows, cols` of its own grid.
+        `(num_scales, b, H // patch_size, W // patch_size)` int64; scale i fills the first `rows, cols` of its grid.
     """
-    height, width = image.shape[1], image.shape[2]
-    rows, cols = height // patch_size, width // patch_size
-    sums = np.zeros((num_scales, rows, cols), np.int64)
-    strip = 2 ** (num_scales - 1)  # rows of base cells that make up one row of the coarsest cells
-    counts = np.zeros((strip, cols, bins), np.int32)
-    line = np.zeros(cols * patch_size, np.int32)
-    red, green, blue = weights[0] * bins, weights[1] * bins, weights[2] * bins
-    for top in range(0, rows, strip):
-        here = min(strip, rows - top)
-        counts[:] = 0
-        for r in range(here):
-            for y in range((top + r) * patch_size, (top + r + 1) * patch_size):
-                for x in range(cols * patch_size):
-                    grey = red * image[0, y, x] + green * image[1, y, x] + blue * image[2, y, x]
-                    line[x] = min(grey // GREY_RANGE, bins - 1)
-                for c in range(cols):
-                    total = 0
-                    histogram = counts[r, c]
-                    for x in range(c * patch_size, (c + 1) * patch_size):
-                        count = histogram[line[x]]
-                        total += deltas[count]
-                        histogram[line[x]] = count + 1
-                    sums[0, top + r, c] += total
-        # coarser cells: add up four histograms in place, then one look-up per bin
-        across = cols
-        for scale in range(1, num_scales):
-            here, across = here // 2, across // 2
-            for r in range(here):
-                for c in range(across):
-                    total = 0
-                    for b in range(bins):
-                        count = (
-                            counts[2 * r, 2 * c, b]
-                            + counts[2 * r, 2 * c + 1, b]
-                            + counts[2 * r + 1, 2 * c, b]
-                            + counts[2 * r + 1, 2 * c + 1, b]
-                        )
-                        counts[r, c, b] = count
-                        total += table[count]
-                    sums[scale, (top >> scale) + r, c] = total
+    rows, cols = images.shape[2] // patch_size, images.shape[3] // patch_size
+    sums = np.zeros((num_scales, images.shape[0], rows, cols), np.int64)
+    across = 2 ** (num_scales - 1)  # base cells along a side of the coarsest cell
+    strip = np.empty((across * patch_size, cols * patch_size), np.uint16)
+    counts = np.zeros((num_scales, across, across, bins), np.uint16)
+    darkest = np.empty((across, across), np.uint16)
+    brightest = np.empty((across, across), np.uint16)
+    for image in range(images.shape[0]):
+        for top in range(0, rows, across):
+            tall = min(across, rows - top)
+            for y in range(tall * patch_size):
+                lines = images[image, :, top * patch_size + y, : cols * patch_size]
+                _bins_of_line(lines[0], lines[1], lines[2], weights, bins, strip[y])
+            for left in range(0, cols, across):
+                wide = min(across, cols - left)
+                for r in range(tall):
+                    for c in range(wide):
+                        histogram = counts[0, r, c]
+                        low, high = np.uint16(bins - 1), np.uint16(0)
+                        for y in range(r * patch_size, (r + 1) * patch_size):
+                            line = strip[y, (left + c) * patch_size : (left + c + 1) * patch_size]
+                            for x in range(patch_size):
+                                low, high = min(low, line[x]), max(high, line[x])
+                            for x in range(patch_size):
+                                histogram[line[x]] += np.uint16(1)
+                        darkest[r, c], brightest[r, c] = low, high
+                        total = np.int64(0)
+                        for b in range(low, high + 1):
+                            total += table[histogram[b]]
+                        sums[0, image, top + r, left + c] = total
+                for scale in range(1, num_scales):
+                    finer = counts[scale - 1]
+                    for r in range(tall >> scale):
+                        for c in range(wide >> scale):
+                            histogram = counts[scale, r, c]
+                            low = darkest[2 * r : 2 * r + 2, 2 * c : 2 * c + 2].min()
+                            high = brightest[2 * r : 2 * r + 2, 2 * c : 2 * c + 2].max()
+                            upper, lower = finer[2 * r], finer[2 * r + 1]
+                            for b in range(low, high + 1):
+                                histogram[b] = (
+                                    upper[2 * c, b] + upper[2 * c + 1, b] + lower[2 * c, b] + lower[2 * c + 1, b]
+                                )
+                            darkest[r, c], brightest[r, c] = low, high  # its children are read already
+                            total = np.int64(0)
+                            for b in range(low, high + 1):
+                                total += table[histogram[b]]
+                            sums[scale, image, (top >> scale) + r, (left >> scale) + c] = total
+                counts[:] = 0
     return sums
 
 
+# -------------------------------------------------------------------- reconstruction error
+
+
 @_compiled
-def upsample_square_error(image, patch_size, size):  # type: ignore[no-untyped-def]
+def _add_line(line, near, far, squares, area, own, beside):  # type: ignore[no-untyped-def]
+    """One line of pixels: its squares, its share of the area sums, and of the two coarse rows it is blended from."""
+    for x in range(line.shape[0]):
+        pixel = np.int32(line[x])
+        squares[x] += pixel * pixel
+        area[x] += pixel
+        own[x] += near * pixel
+        beside[x] += far * pixel
+
+
+@_compiled
+def _add_across(area, blend, size, average, own, west, east):  # type: ignore[no-untyped-def]
+    """The same along the line, `(coarse width · size,)` -> `(coarse width,)`; neighbours' shares are kept apart."""
+    for c in range(average.shape[0]):
+        total, near_sum, west_sum, east_sum = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
+        for j in range(size // 2):
+            first, last = c * size + j, c * size + size - 1 - j
+            far = np.int32(size - 1 - 2 * j)
+            near = np.int32(2 * size) - far
+            total += area[first] + area[last]
+            near_sum += near * (blend[first] + blend[last])
+            west_sum += far * blend[first]
+            east_sum += far * blend[last]
+        average[c], own[c], west[c], east[c] = total, near_sum, west_sum, east_sum
+
+
+@_compiled
+def _add_errors(errors, a, west_a, east_a, vertical, own, west, east, unit, itself, next_one):  # type: ignore[no-untyped-def]
+    """`|U a|² − 2 · unit · <x, U a>` of one coarse row, added per column; see `upsample_square_error`."""
+    for c in range(errors.shape[0]):
+        overlap = itself * a[c] + next_one * (west_a[c] + east_a[c])
+        product = np.int64(own[c]) * a[c] + np.int64(west[c]) * west_a[c] + np.int64(east[c]) * east_a[c]
+        errors[c] += np.int64(vertical[c]) * overlap - 2 * unit * product
+
+
+@_compiled
+def upsample_square_error(images, patch_size, size):  # type: ignore[no-untyped-def]
     """Sum of squared errors between every complete cell and its own coarse patch scaled back up.
 
-    Pixels are counted in units of `1 / (4 size⁴)` grey levels, in which an area average (over size²) blended twice
-    (over 2 size) is an integer below 2²⁴: float32 holds it exactly, float64 a column of its squares, int64 a cell.
+    With `x` the cell's pixels, `a` the sums of its size × size blocks and `U` the scaling up, the error is
+    `|x|² − 2 <x, U a> + |U a|²`, where `<x, U a> = <Uᵀ x, a>` and `|U a|² = <a, UᵀU a>`: nothing is ever scaled up.
+    `Uᵀ x` is a weighted pooling like `a` itself, `UᵀU` joins neighbours only, and the rest runs on the coarse raster.
+    All of it is in integers: `U` blends a coarse pixel and its neighbour in (2 size)ths along each side, so pixels
+    count in units of `1 / (4 size⁴)` grey levels.
 
     Args:
-        image: `(c, H, W)` uint8.
+        images: `(b, c, H, W)` uint8.
         patch_size: side of the coarse raster.
         size: 2, 4 or 8; the cell is `patch_size · size` pixels wide.
 
     Returns:
-        `(rows, cols)` int64, in those units squared.
+        `(b, rows, cols)` int64, in those units squared.
     """
-    channels, height, width = image.shape
     side = patch_size * size
-    rows, cols = height // side, width // side
-    coarse_width = cols * patch_size
-    errors = np.zeros((rows, cols), np.int64)
-    unit = np.float32(4 * size**4)
-    sums = np.empty((patch_size, coarse_width), np.float32)
-    columns = np.empty(cols * side, np.int32)
-    blend = np.empty(coarse_width, np.float32)
-    restored = np.empty(cols * side, np.float32)
-    squares = np.empty(cols * side, np.float64)
-    for row in range(rows):
-        squares[:] = 0.0
-        for channel in range(channels):
-            for r in range(patch_size):
-                columns[:] = 0
-                for y in range(row * side + r * size, row * side + (r + 1) * size):
-                    for x in range(cols * side):
-                        columns[x] += image[channel, y, x]
-                for c in range(coarse_width):
-                    total = 0
-                    for x in range(c * size, (c + 1) * size):
-                        total += columns[x]
-                    sums[r, c] = total
-            for r in range(patch_size):
-                for i in range(size):
-                    # the centre of fine row i lies (2 i + 1 − size) / (2 size) coarse rows from the centre of row r
-                    shift = 2 * i + 1 - size
-                    other = min(max(r + (1 if shift > 0 else -1), 0), patch_size - 1)
-                    far = np.float32(abs(shift))
-                    near = np.float32(2 * size) - far
+    rows, cols = images.shape[2] // side, images.shape[3] // side
+    width, coarse_width = cols * side, cols * patch_size
+    errors = np.empty((images.shape[0], rows, cols), np.int64)
+    squares, columns = np.empty(width, np.int32), np.empty(coarse_width, np.int64)
+    area, blend = np.empty((patch_size, width), np.int32), np.empty((patch_size + 2, width), np.int32)
+    a, own = np.empty((patch_size, coarse_width), np.int32), np.empty((patch_size, coarse_width), np.int32)
+    west, east = np.empty((patch_size, coarse_width), np.int32), np.empty((patch_size, coarse_width), np.int32)
+    west_a, east_a = np.empty(coarse_width, np.int32), np.empty(coarse_width, np.int32)
+    vertical = np.empty(coarse_width, np.int32)
+    unit = np.int64(4 * size**4)
+    # UᵀU along one side: how much a coarse pixel's share of the fine ones overlaps with itself and with the next one
+    overlaps = np.zeros(2, np.int32)
+    for j in range(1, size, 2):
+        overlaps[0] += 2 * ((2 * size - j) ** 2 + j**2)
+        overlaps[1] += 2 * (2 * size - j) * j
+    itself, next_one = overlaps[0], overlaps[1]
+    for image in range(images.shape[0]):
+        for row in range(rows):
+            squares[:], columns[:] = 0, 0
+            for channel in range(images.shape[1]):
+                area[:], blend[:] = 0, 0
+                for y in range(side):
+                    # the centre of fine row i lies (2 i + 1 − size) / (2 size) coarse rows from the centre of its own
+                    r, shift = y // size, 2 * (y % size) + 1 - size
+                    far, line = np.int32(abs(shift)), images[image, channel, row * side + y, :width]
+                    beside = blend[r + 2 if shift > 0 else r]
+                    _add_line(line, np.int32(2 * size) - far, far, squares, area[r], blend[r + 1], beside)
+                # beyond the edge of a cell its outermost row stands in
+                blend[1] += blend[0]
+                blend[patch_size] += blend[patch_size + 1]
+                for r in range(patch_size):
+                    if size == 2:
+                        _add_across(area[r], blend[r + 1], 2, a[r], own[r], west[r], east[r])
+                    elif size == 4:
+                        _add_across(area[r], blend[r + 1], 4, a[r], own[r], west[r], east[r])
+                    else:
+                        _add_across(area[r], blend[r + 1], size, a[r], own[r], west[r], east[r])
+                for r in range(patch_size):
+                    above, below = a[max(r - 1, 0)], a[min(r + 1, patch_size - 1)]
                     for c in range(coarse_width):
-                        blend[c] = near * sums[r, c] + far * sums[other, c]
-                    for j in range(size):
-                        shift = 2 * j + 1 - size
-                        step = 1 if shift > 0 else -1
-                        beside = np.float32(abs(shift))
-                        own = np.float32(2 * size) - beside
-                        for c in range(0 if step > 0 else 1, coarse_width - 1 if step > 0 else coarse_width):
-                            restored[c * size + j] = own * blend[c] + beside * blend[c + step]
-                        # the outermost column of a cell has no neighbour on that side: it stands in for it
-                        for c in range(patch_size - 1 if step > 0 else 0, coarse_width, patch_size):
-                            restored[c * size + j] = (own + beside) * blend[c]
-                    y = row * side + r * size + i
-                    for x in range(cols * side):
-                        error = unit * np.float32(image[channel, y, x]) - restored[x]
-                        squares[x] += np.float64(error) * np.float64(error)
-        for col in range(cols):
-            total_square = np.int64(0)
-            for x in range(col * side, (col + 1) * side):
-                total_square += np.int64(squares[x])
-            errors[row, col] = total_square
+                        vertical[c] = itself * a[r, c] + next_one * (above[c] + below[c])
+                    west_a[1:] = a[r, :-1]
+                    east_a[:-1] = a[r, 1:]
+                    for c in range(0, coarse_width, patch_size):
+                        west_a[c], east_a[c + patch_size - 1] = a[r, c], a[r, c + patch_size - 1]
+                    _add_errors(
+                        columns, a[r], west_a, east_a, vertical, own[r], west[r], east[r], unit, itself, next_one
+                    )
+            for col in range(cols):
+                square = np.int64(0)
+                for x in range(col * side, (col + 1) * side):
+                    square += squares[x]
+                total = unit * unit * square
+                for c in range(col * patch_size, (col + 1) * patch_size):
+                    total += columns[c]
+                errors[image, row, col] = total
     return errors
 
 
+# -------------------------------------------------------------------- packing
+
+
 @_compiled
-def gather_rows(image, patches, tables, starts, patch_size, frames, rows):  # type: ignore[no-untyped-def]
+def _add_rows(pixels, top, left, size, wide, sums):  # type: ignore[no-untyped-def]
+    """Add up each `size` pixel rows of a patch that is `wide` pixels wide."""
+    for y in range(sums.shape[0] // wide):
+        line = sums[y * wide : (y + 1) * wide]
+        row = pixels[top + y * size, left : left + wide]
+        for x in range(wide):
+            line[x] = row[x]
+        for i in range(1, size):
+            row = pixels[top + y * size + i, left : left + wide]
+            for x in range(wide):
+                line[x] += np.uint16(row[x])
+
+
+@_compiled
+def _look_up(sums, table, values):  # type: ignore[no-untyped-def]
+    for x in range(values.shape[0]):
+        values[x] = table[sums[x]]
+
+
+@_compiled
+def _copy(values, row):  # type: ignore[no-untyped-def]
+    for x in range(values.shape[0]):
+        row[x] = values[x]
+
+
+@_compiled
+def gather_rows(images, patches, ends, places, tables, starts, patch_size, frames, rows):  # type: ignore[no-untyped-def]
     """Look up every pixel of the kept patches in a table of finished values.
 
     Args:
-        image: `(c, H, W)` uint8.
-        patches: `(n, 3)` int64 `(row, col, size)`, wholly inside the image.
+        images: `(b, c, H, W)` uint8.
+        patches: `(n, 3)` int64 `(row, col, size)`, of all images one after the other.
+        ends: `(b,)` int64, where each image's patches end.
+        places: `(b,)` int64, where each image's rows begin.
         tables: `(c, entries)` float32: for each size, the value of a sum of `size²` pixels.
-        starts: `(largest size + 1,)` int64: where a size's values start in the tables.
+        starts: `(largest size + 1,)` int64: where a size's values start in the tables, −1 for what is no size.
         patch_size, frames: side of the raster, and how often each is repeated.
-        rows: `(n, c·frames·patch_size²)` float32, written.
+        rows: `(at least n, c·frames·patch_size²)` float32, written.
+
+    Returns:
+        The index of the first patch that does not lie wholly inside its image, where it stopped; −1 for none.
     """
-    channels = image.shape[0]
+    height, width = images.shape[2] // patch_size, images.shape[3] // patch_size
     area = patch_size * patch_size
-    line = np.empty(patch_size * (len(starts) - 1), np.int32)
+    buffer, values = np.empty(area * (len(starts) - 1), np.uint16), np.empty(area, np.float32)
+    image, place = 0, places[0]
     for i in range(patches.shape[0]):
-        size = patches[i, 2]
-        start = starts[size]
-        left = patches[i, 1] * patch_size
-        for channel in range(channels):
-            base = channel * frames * area
-            for y in range(patch_size):
-                top = patches[i, 0] * patch_size + y * size
-                out = base + y * patch_size
-                if size == 1:
-                    for x in range(patch_size):
-                        rows[i, out + x] = tables[channel, start + image[channel, top, left + x]]
-                    continue
-                # add up the pixel rows first: that loop runs along memory
-                line[: patch_size * size] = 0
-                for a in range(size):
-                    for x in range(patch_size * size):
-                        line[x] += image[channel, top + a, left + x]
-                for x in range(patch_size):
-                    total = 0
-                    for b in range(size):
-                        total += line[x * size + b]
-                    rows[i, out + x] = tables[channel, start + total]
-            for frame in range(1, frames):
-                rows[i, base + frame * area : base + (frame + 1) * area] = rows[i, base : base + area]
+        while i >= ends[image]:
+            image += 1
+            place = places[image]
+        row, col, size = patches[i, 0], patches[i, 1], patches[i, 2]
+        if size < 1 or size >= len(starts) or starts[size] < 0:
+            return i
+        if row < 0 or row > height - size or col < 0 or col > width - size:
+            return i
+        top, left, wide = row * patch_size, col * patch_size, size * patch_size
+        sums = buffer[: patch_size * wide]
+        for channel in range(images.shape[1]):
+            pixels = images[image, channel]
+            if wide == 14:
+                _add_rows(pixels, top, left, 1, 14, sums)
+            elif wide == 28 and size == 2:
+                _add_rows(pixels, top, left, 2, 28, sums)
+            elif wide == 56 and size == 4:
+                _add_rows(pixels, top, left, 4, 56, sums)
+            else:
+                _add_rows(pixels, top, left, size, wide, sums)
+            left_over = patch_size * wide
+            while left_over > area:  # then along the rows: pairs never straddle two of them
+                left_over //= 2
+                for x in range(left_over):
+                    sums[x] = sums[2 * x] + sums[2 * x + 1]
+            _look_up(sums, tables[channel, starts[size] :], values)
+            for frame in range(channel * frames, (channel + 1) * frames):
+                _copy(values, rows[place, frame * area : (frame + 1) * area])
+        place += 1
+    return -1

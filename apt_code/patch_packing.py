@@ -7,6 +7,7 @@ base cells, `t` frames. Only the patches that are kept are ever read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -45,18 +46,20 @@ def pack_patches(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int
     Raises:
         ValueError: a layout for another grid, or not one layout per image.
     """
-    _check_layouts(images, layouts, patch_size)
-    rows = torch.cat([layout.patches for layout in layouts]).to(images.device)
+    patches = _patches_of(images, layouts, patch_size)
+    _check_places(patches, layouts)
     counts = torch.tensor([layout.num_patches for layout in layouts])
-    owner = torch.arange(len(layouts)).repeat_interleave(counts).to(images.device)
+    owner = torch.arange(len(layouts)).repeat_interleave(counts)
     packed = torch.empty(
-        (len(rows), images.shape[1], patch_size, patch_size), dtype=torch.float32, device=images.device
+        (len(patches), images.shape[1], patch_size, patch_size), dtype=torch.float32, device=images.device
     )
     for size in sorted({size for layout in layouts for size in layout.patches_by_size}):
-        place = (rows[:, 2] == size).nonzero().squeeze(1)
-        row, col, _ = rows[place].unbind(1)
-        chosen = cells_of(images, patch_size * size)[owner[place], row // size, col // size]
-        packed[place] = area_average(chosen, size)
+        place = (patches[:, 2] == size).nonzero().squeeze(1)
+        row, col, _ = patches[place].unbind(1)
+        # worked out on the host, where the layouts are: a GPU only receives it, and nobody waits
+        index = torch.stack([place, owner[place], row // size, col // size]).to(images.device, non_blocking=True)
+        chosen = cells_of(images, patch_size * size)[index[1], index[2], index[3]]
+        packed[index[0]] = area_average(chosen, size)
     return packed
 
 
@@ -86,48 +89,92 @@ class RowPacker:
             layouts: one per image.
         """
         lengths = [layout.num_patches for layout in layouts]
+        rows = torch.empty((sum(lengths), self.row_length(images)), device=images.device)
+        parts = list(rows.split(lengths))
+        self.write(images, layouts, rows, [sum(lengths[:i]) for i in range(len(lengths))])
+        return parts
+
+    def row_length(self, images: Tensor) -> int:
+        """`c·t·p·p`."""
+        return images.shape[1] * self.frames * self.patch_size**2
+
+    def write(self, images: Tensor, layouts: Sequence[PatchLayout], rows: Tensor, starts: Sequence[int]) -> None:
+        """Write the rows of every image to their place among those of a whole call, so that nobody copies them again.
+
+        Args:
+            images, layouts: as `__call__`.
+            rows: `(at least n, c·t·p·p)` float32, contiguous.
+            starts: where each image's rows begin.
+        """
+        if rows.shape[1] != self.row_length(images):
+            raise ValueError(
+                f"images of {images.shape[1]} channel(s) make rows of {self.row_length(images)} values, got room for "
+                f"{rows.shape[1]}; pass images of one number of channels, for example all in RGB"
+            )
         whole = images.shape[-2] % self.patch_size == 0 and images.shape[-1] % self.patch_size == 0
         if whole and can_compile(images):
-            return self._look_up(images, layouts, lengths)
+            self._look_up(images, layouts, rows, starts)
+            return
         patches = self.normalise(pack_patches(images, layouts, self.patch_size)).float()
         # (n, c, p, p) -> (n, c·t·p·p)
-        rows = patches.unsqueeze(2).expand(-1, -1, self.frames, -1, -1).reshape(len(patches), -1)
-        return list(rows.split(lengths))
+        made = patches.unsqueeze(2).expand(-1, -1, self.frames, -1, -1).reshape(len(patches), -1)
+        for part, start in zip(made.split([layout.num_patches for layout in layouts]), starts, strict=True):
+            rows[start : start + len(part)] = part
 
-    def _look_up(self, images: Tensor, layouts: Sequence[PatchLayout], lengths: list[int]) -> list[Tensor]:
+    def _look_up(self, images: Tensor, layouts: Sequence[PatchLayout], rows: Tensor, starts: Sequence[int]) -> None:
         from apt_code import kernels
 
-        _check_layouts(images, layouts, self.patch_size)
-        channels = images.shape[1]
-        table, starts = self._table(channels, max(max(layout.patches_by_size) for layout in layouts))
-        rows = [torch.empty((length, channels * self.frames * self.patch_size**2)) for length in lengths]
-        for image, layout, out in zip(images.contiguous(), layouts, rows, strict=True):
-            patches = layout.patches.numpy()
-            kernels.gather_rows(
-                image.numpy(), patches, table.numpy(), starts, self.patch_size, self.frames, out.numpy()
+        patches = _patches_of(images, layouts, self.patch_size)
+        largest = max(1, int(patches[:, 2].max()))
+        if largest > kernels.LARGEST_SIZE:
+            raise ValueError(
+                f"a patch of size {largest}: expected at most {kernels.LARGEST_SIZE} base cells along a side; "
+                "build the layout with fewer scales"
             )
-        return rows
+        table, begins = self._table(images.shape[1], largest)
+        ends = np.cumsum([layout.num_patches for layout in layouts])
+        wrong = kernels.gather_rows(
+            images.contiguous().numpy(), patches.numpy(), ends, np.array(starts), table.numpy(), begins,
+            self.patch_size, self.frames, rows.numpy(),
+        )  # fmt: skip
+        if wrong >= 0:
+            for layout in layouts:
+                layout.validate()
 
     def _table(self, channels: int, largest: int) -> tuple[Tensor, np.ndarray]:
-        """`(c, entries)` finished values, and where each size's begin: averages of size² bytes, by their sum."""
+        """`(c, entries)` finished values, and where each size's begin."""
         if (channels, largest) not in self._tables:
-            sizes = [2**scale for scale in range(largest.bit_length())]
-            values = [torch.arange(255 * size**2 + 1, dtype=torch.float32) / size**2 for size in sizes]
-            starts = np.zeros(largest + 1, dtype=np.int64)
-            starts[sizes[1:]] = np.cumsum([len(value) for value in values[:-1]])
-            finished = self.normalise(torch.cat(values).expand(1, channels, 1, -1).contiguous())
-            self._tables[channels, largest] = finished[0, :, 0].float().contiguous(), starts
+            averages, begins = _averages(largest)
+            finished = self.normalise(averages.repeat(1, channels, 1, 1))
+            self._tables[channels, largest] = finished[0, :, 0].float().contiguous(), begins
         return self._tables[channels, largest]
 
 
-def _check_layouts(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int) -> None:
+@lru_cache(maxsize=8)
+def _averages(largest: int) -> tuple[Tensor, np.ndarray]:
+    """`(1, 1, 1, entries)`: what 1, 2², … largest² bytes can average to, by their sum; and where each size begins."""
+    sizes = [2**scale for scale in range(largest.bit_length())]
+    values = [torch.arange(255 * size**2 + 1, dtype=torch.float32) / size**2 for size in sizes]
+    begins = np.full(largest + 1, -1, dtype=np.int64)
+    begins[sizes] = np.cumsum([0, *map(len, values[:-1])])
+    return torch.cat(values).view(1, 1, 1, -1), begins
+
+
+def _patches_of(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int) -> Tensor:
+    """`(n, 3)` patches of all layouts, on the host, after checking that these are layouts for these images."""
     grid = (-(-images.shape[-2] // patch_size), -(-images.shape[-1] // patch_size))
     if len(layouts) != len(images) or any(layout.grid != grid for layout in layouts):
         raise ValueError(
             f"{len(images)} images of {grid[0]}×{grid[1]} base patches got layouts for the grids "
             f"{[layout.grid for layout in layouts]}; pass one layout per image, made for this image size"
         )
-    for layout in layouts:  # cheap, and the compiled kernel relies on it
-        ends = layout.patches[:, :2] + layout.sizes.unsqueeze(1)
-        if bool((layout.patches < 0).any() | (ends > torch.tensor(grid, device=ends.device)).any()):
+    parts = [layout.patches for layout in layouts]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).cpu().contiguous()
+
+
+def _check_places(patches: Tensor, layouts: Sequence[PatchLayout]) -> None:
+    """Refuse patches outside their grid: cheap, for all images at once; they would read the wrong memory."""
+    ends = patches[:, :2] + patches[:, 2:]
+    if bool((patches < 0).any() | (ends > torch.tensor(layouts[0].grid)).any()):
+        for layout in layouts:
             layout.validate()

@@ -56,7 +56,7 @@ def test_on_any_size(shape, patch_size, num_scales, levels, seed):
 
 def test_other_numbers_of_bins():
     images = torch.randint(0, 256, (1, 3, 56, 84), dtype=torch.uint8)
-    for bins in (1, 7, 512, 4096):
+    for bins in (1, 7, 512, 1684, 1685, 4096):
         assert_equal(compute_patch_entropy_batched, images, patch_size=14, num_scales=3, bins=bins)
 
 
