@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from einops import rearrange
@@ -21,6 +21,23 @@ MERGE_SIZE = 2
 
 class InvalidLayoutError(ValueError):
     """A patch layout does not describe a tiling of its grid."""
+
+
+@lru_cache(maxsize=16)
+def _canonical_places(h: int, w: int, device: torch.device) -> Tensor:
+    """`(h · w, 2)` int64: every base cell of an even grid in canonical order."""
+    grid = torch.cartesian_prod(torch.arange(h, device=device), torch.arange(w, device=device))
+    return rearrange(grid, "(hm a wm b) rc -> (hm wm a b) rc", a=MERGE_SIZE, b=MERGE_SIZE, wm=w // MERGE_SIZE)
+
+
+def corner_sizes_of(masks: Mapping[int, Tensor]) -> Tensor:
+    """`(b, h, w)` map of a patch's size at its top-left cell, 0 elsewhere, from masks `{side: (b, rows, cols)}`."""
+    sides = sorted(masks)
+    corner_sizes = masks[sides[0]].to(torch.int32)
+    for side in sides[1:]:
+        size = side // sides[0]
+        corner_sizes[:, ::size, ::size] += masks[side].to(torch.int32) * size
+    return corner_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +75,21 @@ class PatchLayout:
     @classmethod
     def from_corner_sizes(cls, corner_sizes: Tensor) -> PatchLayout:
         """From an `(h, w)` map that holds a patch's size at its top-left cell and 0 elsewhere."""
-        h, w = corner_sizes.shape
-        padded = torch.nn.functional.pad(corner_sizes.long(), (0, w % MERGE_SIZE, 0, h % MERGE_SIZE))
-        # (h, w) -> merge cells in raster order, their base cells row-major: walking it *is* the canonical order
-        walk = rearrange(padded, "(hm a) (wm b) -> (hm wm a b)", a=MERGE_SIZE, b=MERGE_SIZE)
-        index = walk.nonzero().squeeze(1)
-        cell, inside = index // MERGE_SIZE**2, index % MERGE_SIZE**2
-        cells_per_row = padded.shape[1] // MERGE_SIZE
-        rows = cell // cells_per_row * MERGE_SIZE + inside // MERGE_SIZE
-        cols = cell % cells_per_row * MERGE_SIZE + inside % MERGE_SIZE
-        return cls((h, w), torch.stack([rows, cols, walk[index]], dim=1))
+        return cls.from_corner_sizes_of_batch(corner_sizes.unsqueeze(0))[0]
+
+    @classmethod
+    def from_corner_sizes_of_batch(cls, corner_sizes: Tensor) -> list[PatchLayout]:
+        """One layout per image from `(b, h, w)`, as `from_corner_sizes`, at the price of one."""
+        h, w = corner_sizes.shape[1:]
+        ragged = h % MERGE_SIZE or w % MERGE_SIZE
+        padding = (0, w % MERGE_SIZE, 0, h % MERGE_SIZE)
+        padded = torch.nn.functional.pad(corner_sizes, padding) if ragged else corner_sizes
+        # (b, h, w) -> merge cells in raster order, their base cells row-major: walking it *is* the canonical order
+        walk = rearrange(padded, "n (hm a) (wm b) -> n (hm wm a b)", a=MERGE_SIZE, b=MERGE_SIZE)
+        places = _canonical_places(padded.shape[1], padded.shape[2], corner_sizes.device)
+        kept = walk != 0
+        patches = torch.cat([places.expand(len(walk), -1, -1)[kept], walk[kept].long().unsqueeze(1)], dim=1)
+        return [cls((h, w), part) for part in patches.split(kept.sum(1).tolist())]
 
     @classmethod
     def from_masks(cls, masks: Mapping[int, Tensor]) -> PatchLayout:
@@ -75,13 +97,15 @@ class PatchLayout:
 
         Sides double from one scale to the next; the mask of a size-`s` patch has `ceil(h / s) × ceil(w / s)` cells.
         """
-        sides = sorted(masks)
-        base = masks[sides[0]]
-        corner_sizes = torch.zeros(base.shape, dtype=torch.int64, device=base.device)
-        for side in sides:
-            size = side // sides[0]
-            corner_sizes[::size, ::size] += masks[side].long() * size
-        return cls.from_corner_sizes(corner_sizes)
+        return cls.from_masks_of_batch({side: mask.unsqueeze(0) for side, mask in masks.items()})[0]
+
+    @classmethod
+    def from_masks_of_batch(cls, masks: Mapping[int, Tensor]) -> list[PatchLayout]:
+        """One layout per image from masks `(b, rows, cols)`, as `from_masks`.
+
+        The layouts are on the host, being index arithmetic: masks on a GPU are waited for once.
+        """
+        return cls.from_corner_sizes_of_batch(corner_sizes_of(masks).cpu())
 
     @classmethod
     def unpack(cls, packed: Tensor, grids: Tensor | Sequence[Sequence[int]]) -> list[PatchLayout]:

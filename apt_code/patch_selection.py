@@ -147,42 +147,45 @@ def select_patches_by_threshold_v2(entropy_maps: Mapping[int, Tensor], alpha: fl
     """
     check_alpha("v2", alpha)
     sides = _check_maps(entropy_maps)
-    threshold: Tensor | None = None
-    for side in reversed(sides[1:]):
+    threshold = entropy_maps[sides[0]].new_full((len(entropy_maps[sides[0]]), 1, 1), -math.inf, dtype=torch.float64)
+    for side in sides[1:]:  # the coarsest scale that has a complete cell has the last word
         complete = entropy_maps[side] < PAD_VALUE
-        if bool(complete[0].any()):
-            # Fixed point keeps the mean independent of the order of summation, and so of the device.
-            fixed = torch.where(complete, entropy_maps[side], 0.0).double().mul(2.0**32).round().long()
-            mean = fixed.sum((1, 2)).double() / 2.0**32 / complete.sum((1, 2))
-            threshold = (alpha * mean).view(-1, 1, 1)
-            break
-    below = {
-        side: entropy_maps[side].double() < threshold
-        if threshold is not None
-        else torch.zeros_like(entropy_maps[side], dtype=torch.bool)
-        for side in sides[1:]
-    }
+        count = complete.sum((1, 2))
+        # Fixed point keeps the mean independent of the order of summation, and so of the device.
+        fixed = torch.where(complete, entropy_maps[side], 0.0).double().mul(2.0**32).round().long()
+        mean = fixed.sum((1, 2)).double() / 2.0**32 / count
+        threshold = torch.where((count > 0).view(-1, 1, 1), (alpha * mean).view(-1, 1, 1), threshold)
+    below = {side: entropy_maps[side].double() < threshold for side in sides[1:]}
     return _tile(entropy_maps, below)
 
 
 def select_patches_by_budget(
-    entropy_maps: Mapping[int, Tensor], alpha: float = 1.0, coarse_scores: bool = False
+    entropy_maps: Mapping[int, Tensor],
+    alpha: float = 1.0,
+    coarse_scores: bool = False,
+    plan: BudgetPlan | None = None,
 ) -> dict[int, Tensor]:
     """Rule `budget`: from the coarsest tiling, make the k best splits that `round(alpha · h · w)` patches allow.
 
     A cell's score is the mean of its finest cells' importance, or, with `coarse_scores`, the map's own value for that
     cell; a cell that has splittable children scores at least as much as the best of them, so a child is never split
     before its parent. Ties go to the coarser cell, then to raster order. Masks as `select_patches_by_threshold`.
+    `plan` is that of `alpha` and of these maps, where it is known already.
 
     Warns:
         UserWarning: the budget is below the coarsest tiling, which is then used.
     """
     sides = _check_maps(entropy_maps)
-    return _make_best_splits(entropy_maps, _split_scores(entropy_maps, sides, coarse_scores), alpha)
+    return _make_best_splits(
+        entropy_maps, _split_scores(entropy_maps, sides, coarse_scores), plan or plan_of_maps(entropy_maps, alpha)
+    )
 
 
 def select_patches_jointly(
-    importance_maps: Mapping[int, Tensor], alpha: float = 1.0, coarse_scores: bool = False
+    importance_maps: Mapping[int, Tensor],
+    alpha: float = 1.0,
+    coarse_scores: bool = False,
+    plan: BudgetPlan | None = None,
 ) -> dict[int, Tensor]:
     """Rule `joint`: as many patches as `budget`, chosen so that they also make fewer language tokens.
 
@@ -197,16 +200,19 @@ def select_patches_jointly(
     masks and warning as `select_patches_by_budget`.
     """
     sides = _check_maps(importance_maps)
-    return _make_best_splits(importance_maps, _joint_scores(importance_maps, sides, coarse_scores), alpha)
+    return _make_best_splits(
+        importance_maps,
+        _joint_scores(importance_maps, sides, coarse_scores),
+        plan or plan_of_maps(importance_maps, alpha),
+    )
 
 
-def _make_best_splits(maps: Mapping[int, Tensor], scores: Mapping[int, Tensor], alpha: float) -> dict[int, Tensor]:
+def _make_best_splits(maps: Mapping[int, Tensor], scores: Mapping[int, Tensor], plan: BudgetPlan) -> dict[int, Tensor]:
     """The tiling after the k best splits; a parent must score at least as much as its children."""
     sides = sorted(maps)
-    plan = plan_of_maps(maps, alpha)
     if plan.budget < plan.base_tokens:
         warnings.warn(
-            f"alpha={alpha} asks for {plan.budget} of {plan.base_small_tokens} patches, but the coarsest tiling "
+            f"alpha={plan.alpha} asks for {plan.budget} of {plan.base_small_tokens} patches, but the coarsest tiling "
             f"already has {plan.base_tokens}; using that. The smallest alpha that can be met is "
             f"{math.ceil(plan.base_tokens / plan.base_small_tokens * 1e4) / 1e4}",
             stacklevel=3,
@@ -228,6 +234,15 @@ def plan_of_maps(importance_maps: Mapping[int, Tensor], alpha: float) -> BudgetP
     complete = [int((importance_maps[side][0] < PAD_VALUE).sum()) for side in sides[1:]]
     base = importance_maps[sides[0]]
     return plan_budget((base.shape[1], base.shape[2]), alpha, len(sides), complete)
+
+
+def plan_of_size(image_size: tuple[int, int], patch_size: int, alpha: float, num_scales: int = 3) -> BudgetPlan:
+    """The same for images of `(H, W)` pixels: what it takes is known before any map is, and without asking a GPU."""
+    height, width = image_size
+    complete = [
+        (height // side) * (width // side) for side in (patch_size * 2**scale for scale in range(1, num_scales))
+    ]
+    return plan_budget((-(-height // patch_size), -(-width // patch_size)), alpha, num_scales, complete)
 
 
 def _split_scores(maps: Mapping[int, Tensor], sides: Sequence[int], coarse_scores: bool) -> dict[int, Tensor]:

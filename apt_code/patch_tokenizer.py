@@ -23,6 +23,7 @@ from apt_code.patch_selection import (
     check_alpha,
     check_thresholds,
     plan_of_maps,
+    plan_of_size,
     select_patches_by_budget,
     select_patches_by_threshold,
     select_patches_by_threshold_v2,
@@ -189,7 +190,8 @@ class PatchTokenizer(nn.Module):
         self, images: Tensor, patch_selection_method: str | None = None, alpha: float | None = None
     ) -> TokenizedImages:
         """Images to packed patches: the three steps above, in canonical order."""
-        masks = self._select(self.compute_importance_maps(images), patch_selection_method, alpha)
+        maps = self.compute_importance_maps(images)
+        masks = self._select(maps, patch_selection_method, alpha, (images.shape[-2], images.shape[-1]))
         layouts = self.layouts_of(masks)
         patches = self._normalise(pack_patches(images, layouts, self.base_patch_size))
         output_mask, seqlens = self._marks(layouts)
@@ -197,18 +199,22 @@ class PatchTokenizer(nn.Module):
 
     def select_layouts(self, images: Tensor) -> list[PatchLayout]:
         """The tiling of every image, without packing any pixels."""
-        return self.layouts_of(self._select(self.compute_importance_maps(images)))
+        maps = self.compute_importance_maps(images)
+        return self.layouts_of(self._select(maps, image_size=(images.shape[-2], images.shape[-1])))
 
     @staticmethod
     def layouts_of(masks: Mapping[int, Tensor]) -> list[PatchLayout]:
         """One `PatchLayout` per image of a batch of masks. Layouts live on the host: they are index arithmetic."""
-        on_host = {side: mask.cpu() for side, mask in masks.items()}
-        batch = len(next(iter(on_host.values())))
-        return [PatchLayout.from_masks({side: mask[i] for side, mask in on_host.items()}) for i in range(batch)]
+        return PatchLayout.from_masks_of_batch(masks)
 
     def _select(
-        self, maps: Mapping[int, Tensor], patch_selection_method: str | None = None, alpha: float | None = None
+        self,
+        maps: Mapping[int, Tensor],
+        patch_selection_method: str | None = None,
+        alpha: float | None = None,
+        image_size: tuple[int, int] | None = None,
     ) -> dict[int, Tensor]:
+        """Masks; where the pixels' `image_size` is known, without reading a map on the host."""
         alpha = self.alpha if alpha is None else alpha
         method = self.patch_selection_method if patch_selection_method is None else patch_selection_method
         self._check_method(method, alpha)
@@ -220,8 +226,12 @@ class PatchTokenizer(nn.Module):
         else:
             coarse_scores = IMPORTANCE_METHODS[self.importance_method].coarse_scores
             select = select_patches_by_budget if method == "budget" else select_patches_jointly
-            masks = select(maps, alpha, coarse_scores)
-            self.last_budget_info = plan_of_maps(maps, alpha).info()
+            if image_size is None:
+                plan = plan_of_maps(maps, alpha)
+            else:
+                plan = plan_of_size(image_size, self.base_patch_size, alpha, self.num_scales)
+            masks = select(maps, alpha, coarse_scores, plan)
+            self.last_budget_info = plan.info()
         logger.debug("{} alpha={} on {}", method, alpha, {side: tuple(mask.shape) for side, mask in masks.items()})
         return masks
 
