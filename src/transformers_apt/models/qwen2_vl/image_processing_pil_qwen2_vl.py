@@ -39,11 +39,6 @@ class Qwen2VLImageProcessorPil(Overlay):
         images: list[np.ndarray],
         **kwargs: Any,
     ) -> BatchFeature:
-        settings = selection.take_selection(self, kwargs)
-        if settings["patch_selection_method"] == selection.OFF:
-            selection.remember_budget_info(self, [None] * len(images))
-            return upstream(self, images, **kwargs)
-
         def normalise(patches: torch.Tensor) -> torch.Tensor:
             # The backend's rescale and normalize take one (c, height, width) image: stack the patches into a column.
             column = patches.transpose(0, 1).flatten(1, 2).numpy()  # (n, c, p, p) -> (c, n·p, p)
@@ -53,23 +48,18 @@ class Qwen2VLImageProcessorPil(Overlay):
                 column = self.normalize(column, kwargs["image_mean"], kwargs["image_std"])
             return torch.from_numpy(column).unflatten(1, patches.shape[0::2]).transpose(0, 1)
 
-        select = selection.PatchSelector.of_call(settings, kwargs, normalise)
-        factor = kwargs["patch_size"] * kwargs["merge_size"]
-        rows: list[Any] = []
-        layouts: list[Any] = []
-        infos: list[Any] = []
-        for image in images:
-            if kwargs["do_resize"]:
-                image = self.resize(image, size=kwargs["size"], resample=kwargs["resample"], factor=factor)
-            new_rows, new_layouts, new_infos = select(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0))
-            rows += new_rows
-            layouts += new_layouts
-            infos += new_infos
+        def resized() -> list[torch.Tensor]:
+            factor = kwargs["patch_size"] * kwargs["merge_size"]
+            size, resample = kwargs["size"], kwargs["resample"]
+            return [
+                torch.from_numpy(
+                    np.ascontiguousarray(
+                        self.resize(image, size=size, resample=resample, factor=factor)
+                        if kwargs["do_resize"]
+                        else image
+                    )
+                )
+                for image in images
+            ]
 
-        selection.remember_budget_info(self, infos)
-        data = {
-            "pixel_values": torch.cat(rows).numpy(),
-            "image_grid_thw": np.array([[1, *layout.grid] for layout in layouts], dtype=np.int64),
-            selection.LAYOUT_KEY: selection.pack_layouts(layouts).numpy(),
-        }
-        return BatchFeature(data=data, tensor_type=kwargs["return_tensors"])
+        return selection.preprocess(self, upstream, images, kwargs, normalise, resized)

@@ -52,35 +52,19 @@ class Qwen2VLImageProcessor(Overlay):
         images: list[torch.Tensor],
         **kwargs: Any,
     ) -> BatchFeature:
-        settings = selection.take_selection(self, kwargs)
-        if settings["patch_selection_method"] == selection.OFF:
-            selection.remember_budget_info(self, [None] * len(images))
-            return upstream(self, images, **kwargs)
-
         def normalise(patches: torch.Tensor) -> torch.Tensor:
             names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
             return self.rescale_and_normalize(patches, *(kwargs[name] for name in names))
 
-        select = selection.PatchSelector.of_call(settings, kwargs, normalise)
-        if kwargs["do_resize"]:
+        def resized() -> list[torch.Tensor]:
+            if not kwargs["do_resize"]:
+                return images
             factor = kwargs["patch_size"] * kwargs["merge_size"]
             batches, order = group_images_by_shape(images, disable_grouping=kwargs["disable_grouping"])
             for shape, batch in batches.items():
                 batches[shape] = self.resize(
                     images=batch, size=kwargs["size"], resample=kwargs["resample"], factor=factor
                 )
-            images = reorder_images(batches, order)
+            return reorder_images(batches, order)
 
-        batches, order = group_images_by_shape(images, disable_grouping=kwargs["disable_grouping"])
-        rows, layouts, infos = {}, {}, {}
-        for shape, batch in batches.items():
-            rows[shape], layouts[shape], infos[shape] = select(batch)
-
-        selection.remember_budget_info(self, reorder_images(infos, order))
-        ordered_layouts = reorder_images(layouts, order)
-        data = {
-            "pixel_values": torch.cat(reorder_images(rows, order)),
-            "image_grid_thw": torch.tensor([[1, *layout.grid] for layout in ordered_layouts], dtype=torch.long),
-            selection.LAYOUT_KEY: selection.pack_layouts(ordered_layouts),
-        }
-        return BatchFeature(data=data, tensor_type=kwargs["return_tensors"])
+        return selection.preprocess(self, upstream, images, kwargs, normalise, resized)

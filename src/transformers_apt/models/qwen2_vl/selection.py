@@ -3,14 +3,17 @@
 Axis legend: `b` images of one shape, `n` patches, `c` channels, `p` patch side in pixels.
 """
 
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers.image_processing_utils import BatchFeature
 from transformers.utils import logging
 
 from apt_code.entropy_utils import IMPORTANCE_METHODS
@@ -28,6 +31,9 @@ NUM_SCALES = 3
 """14, 28 and 56 px."""
 
 LAYOUT_KEY = "image_patch_layout"
+
+GROUPED_PIXELS = 2**18
+"""Images up to this size are worked on as a batch: beyond it, stacking them costs more than the calls it saves."""
 
 DEFAULTS: Mapping[str, Any] = {
     "patch_selection_method": "v1",
@@ -161,14 +167,11 @@ class PatchSelector:
         pack = RowPacker(kwargs["patch_size"], kwargs["temporal_patch_size"], normalise)
         return cls(settings, kwargs["patch_size"], kwargs["merge_size"], grey_scale, pack)
 
-    def __call__(self, images: Tensor) -> tuple[list[Tensor], list[PatchLayout], list[dict[str, Any] | None]]:
-        """Choose and cut the patches of a batch of resized, not yet rescaled images.
-
-        Args:
-            images: `(b, c, H, W)`, pixels as the backend has them after resizing.
+    def choose(self, images: Tensor) -> tuple[list[PatchLayout], dict[str, Any] | None]:
+        """Choose the patches of a batch of resized, not yet rescaled images `(b, c, H, W)`.
 
         Returns:
-            Per image, `pixel_values` rows `(n, c·t·p·p)` float32, the layout, and the budget info.
+            One layout per image, and the budget info that they share.
 
         Raises:
             ValueError: images that are not made of whole merge cells.
@@ -186,7 +189,79 @@ class PatchSelector:
             layout if readable else PatchLayout.uniform(layout.grid)
             for layout, readable in zip(tokenizer.select_layouts(grey), _are_grey_levels(grey), strict=True)
         ]
-        return self.pack(images, layouts), layouts, [tokenizer.last_budget_info] * len(layouts)
+        return layouts, tokenizer.last_budget_info
+
+    def __call__(self, images: Sequence[Tensor], group: bool = True) -> "Selection":
+        """Choose and cut the patches of a call's images, `(c, H, W)` each, as the backend has them after resizing.
+
+        Images of one shape are worked on as one batch, unless `group` forbids it or copying them together would cost
+        more than it saves. The result is the same.
+        """
+        batches: dict[Any, list[int]] = {}
+        for i, image in enumerate(images):
+            together = group and image.shape[-2] * image.shape[-1] <= GROUPED_PIXELS
+            batches.setdefault((image.shape, image.dtype) if together else i, []).append(i)
+        layouts: list[Any] = [None] * len(images)
+        infos: list[Any] = [None] * len(images)
+        stacked = []
+        for members in batches.values():
+            batch = torch.stack([images[i] for i in members]) if len(members) > 1 else images[members[0]].unsqueeze(0)
+            stacked.append((batch, members))
+            chosen, info = self.choose(batch)
+            for i, layout in zip(members, chosen, strict=True):
+                layouts[i], infos[i] = layout, info
+        starts = [0, *itertools.accumulate(layout.num_patches for layout in layouts)]
+        first = stacked[0][0]
+        rows = torch.empty((starts[-1], self.pack.row_length(first)), device=first.device)
+        for batch, members in stacked:
+            self.pack.write(batch, [layouts[i] for i in members], rows, [starts[i] for i in members])
+        return Selection(rows, layouts, infos)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What became of a call's images, in their order.
+
+    Attributes:
+        rows: `(n, c·t·p·p)` float32, the rows of all images.
+        layouts, infos: each image's layout and budget info.
+    """
+
+    rows: Tensor
+    layouts: list[PatchLayout]
+    infos: list[dict[str, Any] | None]
+
+
+def preprocess(
+    image_processor: Any,
+    upstream: Callable[..., BatchFeature],
+    images: Sequence[Any],
+    kwargs: dict[str, Any],
+    normalise: Callable[[Tensor], Tensor],
+    resized: Callable[[], Sequence[Tensor]],
+) -> BatchFeature:
+    """A backend's `_preprocess`: upstream's own for `"off"`, else the chosen patches and their layout.
+
+    Args:
+        image_processor, upstream, images, kwargs: as the overlay was called.
+        normalise: as `PatchSelector.of_call`.
+        resized: gives the images after resizing, `(c, H, W)` each.
+    """
+    settings = take_selection(image_processor, kwargs)
+    if settings["patch_selection_method"] == OFF:
+        _last_budget_info.by_processor[image_processor] = [None] * len(images)
+        return upstream(image_processor, images, **kwargs)
+    select = PatchSelector.of_call(settings, kwargs, normalise)
+    found = select(resized(), group=not kwargs.get("disable_grouping"))
+    _last_budget_info.by_processor[image_processor] = found.infos
+    data = {
+        "pixel_values": found.rows,
+        "image_grid_thw": torch.tensor([[1, *layout.grid] for layout in found.layouts], dtype=torch.int64),
+        LAYOUT_KEY: torch.cat([layout.patches for layout in found.layouts]),
+    }
+    if isinstance(images[0], np.ndarray):  # the PIL backend's; without `return_tensors` they stay what they are
+        return BatchFeature({key: value.numpy() for key, value in data.items()}, tensor_type=kwargs["return_tensors"])
+    return BatchFeature(data, tensor_type=kwargs["return_tensors"])
 
 
 def _are_grey_levels(images: Tensor) -> list[bool]:
@@ -220,11 +295,6 @@ class _LastBudgetInfo(threading.local):
 _last_budget_info = _LastBudgetInfo()
 
 
-def remember_budget_info(image_processor: Any, infos: list[dict[str, Any] | None]) -> None:
-    """Keep the budget infos of this thread's call, in image order, for `last_budget_info`."""
-    _last_budget_info.by_processor[image_processor] = infos
-
-
 @property  # type: ignore[misc]
 def last_budget_info(self: Any) -> list[dict[str, Any] | None] | None:
     """One dictionary per image of this thread's last call of this processor, or `None` before the first.
@@ -234,8 +304,3 @@ def last_budget_info(self: Any) -> list[dict[str, Any] | None] | None:
     `"joint"`.
     """
     return _last_budget_info.by_processor.get(self)
-
-
-def pack_layouts(layouts: Sequence[PatchLayout]) -> Tensor:
-    """The `image_patch_layout` of a call: `(num_patches, 3)` int64."""
-    return torch.cat([layout.patches for layout in layouts])
