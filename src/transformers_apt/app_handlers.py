@@ -170,7 +170,7 @@ class Workbench:
             maps = [
                 (
                     shade_importance(importance, side, (height, width), highest=highest, unit=unit),
-                    f"{side} px" + _threshold(view, side, unit),
+                    _caption(view, side, unit),
                 )
                 for side, importance in view.maps.items()
             ]
@@ -223,7 +223,9 @@ class Workbench:
             raise UserError(f"{str(error).replace(str(file), file.name)}.") from error
 
 
-def _threshold(view: View, side: int, unit: str) -> str:
-    """Below what importance a cell stayed whole, for a caption."""
+def _caption(view: View, side: int, unit: str) -> str:
+    """Of one scale's map: below what importance a cell stayed whole, or that there is nothing to see."""
     thresholds = view.settings["thresholds"] or {}
-    return f": whole below {thresholds[side]:.3g} {unit}" if side in thresholds else ""
+    if side in thresholds:
+        return f"{side} px: whole below {thresholds[side]:.3g} {unit}"
+    return f"{side} px" + ("" if bool(view.maps[side].any()) else ": 0 everywhere")

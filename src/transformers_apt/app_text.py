@@ -15,7 +15,7 @@ PROMPT_TOKENS = 32
 """Of text beside the image's tokens, in the estimate of the prefill: chat template and a short question."""
 
 METHODS = (
-    ("budget: a share of patches", "budget"),
+    ("budget: share of patches", "budget"),
     ("joint: fewer tokens too", "joint"),
     ("v1: fixed thresholds", "v1"),
     ("v2: relative threshold", "v2"),

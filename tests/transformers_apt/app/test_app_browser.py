@@ -1,0 +1,141 @@
+"""The page in a real browser: a headless Chromium of the system, driven by playwright."""
+
+import io
+import re
+import shutil
+
+import pytest
+from skimage import data
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
+expect = playwright.expect
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found; `make browser` installs it")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WAIT = 20_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, served):
+    """Open the page at a width; in the end, nothing may have failed or been loaded from elsewhere."""
+    contexts, errors, elsewhere = [], [], []
+
+    def visit(width=1280):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(WAIT)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: elsewhere.append(request.url))
+        page.goto(served.address)
+        expect(page.locator("#a-facts")).to_contain_text("Vision patches", timeout=WAIT)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert errors == []
+    assert [url for url in elsewhere if not url.startswith((served.address, "data:", "blob:"))] == []
+
+
+@pytest.fixture(scope="module")
+def coffee():
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(data.coffee()).resize((300, 200)).save(file, "JPEG")
+    return {"name": "my coffee.jpg", "mimeType": "image/jpeg", "buffer": file.getvalue()}
+
+
+def _choose(page, file):
+    remove = page.get_by_label("Remove Image")
+    if remove.count():
+        remove.click()
+    page.locator("#photo input[type=file]").set_input_files(file)
+
+
+def _kept(page, name):
+    """Vision patches kept, and of how many."""
+    found = re.search(r"Vision patches\s+([\d,]+) of ([\d,]+)", page.locator(f"#{name}-facts").inner_text())
+    return tuple(int(number.replace(",", "")) for number in found.groups())
+
+
+def test_upload_move_alpha_and_ask(visit, coffee):
+    page = visit()
+    expect(page.locator(".apt-head")).to_contain_text("Answers come from a <test> model.")
+    _choose(page, coffee)
+    expect(page.locator("#notice")).to_contain_text("my coffee.jpg, 300 × 200 px", timeout=WAIT)
+    full = _kept(page, "b")[1]
+    assert _kept(page, "b") == (full, full)
+    before, total = _kept(page, "a")
+    assert total == full and before <= round(0.3 * full)
+    alpha = page.locator("#a-share input[type=number]")
+    alpha.fill("0.6")
+    alpha.press("Enter")
+    expect(page.locator("#a-facts")).not_to_contain_text(f"{before} of {full}", timeout=WAIT)
+    after = _kept(page, "a")[0]
+    assert before < after <= round(0.6 * full) and _kept(page, "b") == (full, full)
+    legend = page.locator("#a-legend").inner_text()
+    assert sum(int(count) for count in re.findall(r"px: (\d+)", legend)) == after
+    for tab, picture in (("Tiling", "#a-tiling img"), ("Model's view", "#a-seen img")):
+        page.get_by_role("tab", name=tab).first.click()
+        expect(page.locator(picture)).to_be_visible()
+        page.wait_for_function("found => document.querySelector(found).naturalWidth > 100", arg=picture)
+    page.locator("#question textarea, #question input").fill("What is this?")
+    page.locator("#ask").click()
+    for name, patches in (("a", after), ("b", full)):
+        expect(page.locator(f"#times-{name}")).to_contain_text(re.compile(r"In all\s*[\d.]+ m?s\s*$"), timeout=WAIT)
+        times = page.locator(f"#times-{name}").inner_text()
+        assert re.search(rf"Vision patches\s+{patches}\b", times) and "First token after" in times
+        assert page.locator(f"#answer-{name} textarea").input_value()
+
+
+def test_another_method_brings_its_own_alpha(visit):
+    page = visit()
+    page.locator("#b-method input").click()
+    page.get_by_role("option", name=re.compile("^v2")).click()
+    expect(page.locator("#b-multiple")).to_be_visible()
+    expect(page.locator("#b-share")).to_be_hidden()
+    full = _kept(page, "a")[1]
+    expect(page.locator("#b-facts")).not_to_contain_text(f"{full:,} of {full:,}", timeout=WAIT)
+
+
+def test_a_bad_file_is_one_message_and_the_page_goes_on(visit, coffee):
+    page = visit()
+    _choose(page, {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": b"no image"})
+    expect(page.get_by_role("alert").filter(has_text="broken.jpg cannot be read as an image")).to_have_count(1)
+    expect(page.locator("#a-facts")).not_to_contain_text("Vision patches")
+    assert "Traceback" not in page.content()
+    _choose(page, {"name": "large.png", "mimeType": "image/png", "buffer": b"0" * 3_000_001})
+    expect(page.locator(".toast-body")).to_contain_text("maximum allowed size")
+    _choose(page, coffee)
+    expect(page.locator("#notice")).to_contain_text("my coffee.jpg", timeout=WAIT)
+    expect(page.locator("#a-facts")).to_contain_text("Vision patches")
+
+
+def test_an_example_brings_its_question_at_a_phones_width(visit):
+    page = visit(390)
+    page.locator("#examples button").nth(1).click()
+    expect(page.locator("#notice")).to_contain_text("page.png", timeout=WAIT)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for part in ("#photo", "#a-method", "#a-share", "#a-facts", "#a-tiling", "#question", "#ask", "#answer-b"):
+        box = page.locator(part).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390, part
+    first, second = (page.locator(f"#{name}-tiling").bounding_box() for name in "ab")
+    assert second["y"] > first["y"] + first["height"] - 1  # below each other
