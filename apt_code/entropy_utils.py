@@ -12,7 +12,7 @@ summation, or on the neighbours in the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -122,24 +122,25 @@ def compute_patch_entropy_batched(
         raise ValueError(f"bins is at least 1, got {bins}")
     height, width = images.shape[-2:]
     sides = [patch_size * 2**scale for scale in range(num_scales)]
-    count = _entropy_sums_compiled if _fits_entropy_kernel(images, sides[-1], bins) else _entropy_sums
-    maps = {}
-    for side, found in zip(sides, count(images, patch_size, num_scales, bins), strict=True):
-        missing = _count_log(side * side) - found  # N log2 N − Σ c log2 c
-        entropy = missing.double() * (2.0**-ENTROPY_FRACTION_BITS / (side * side))
-        maps[side] = _round_up(entropy, height, width, side, pad_value)
-    return maps
+    entropies = _entropies_compiled if _fits_entropy_kernel(images, sides[-1], bins) else _entropies
+    found = entropies(images, sides, bins)
+    return {side: _round_up(bits, height, width, side, pad_value) for side, bits in zip(sides, found, strict=True)}
 
 
-def _entropy_sums(images: Tensor, patch_size: int, num_scales: int, bins: int) -> list[Tensor]:
-    """`Σ c log2 c` over each complete cell's histogram: `(b, c, H, W)` -> `(b, rows, cols)` int64 per scale.
+def _bits_per_unit(side: int) -> float:
+    return 2.0**-ENTROPY_FRACTION_BITS / (side * side)
+
+
+def _entropies(images: Tensor, sides: Sequence[int], bins: int) -> list[Tensor]:
+    """The entropy of each complete cell: `(b, c, H, W)` -> `(b, rows, cols)` float64 per side.
 
     One scatter for all cells of all images, and nothing that a GPU would have to wait for.
     """
+    patch_size = sides[0]
     rows, cols = images.shape[-2] // patch_size, images.shape[-1] // patch_size
-    table = _count_log_table((patch_size * 2 ** (num_scales - 1)) ** 2, images.device)
+    table = _count_log_table(sides[-1] ** 2, images.device)
 
-    def sums_of(part: Tensor) -> list[Tensor]:
+    def entropies_of(part: Tensor) -> list[Tensor]:
         grey = _grey(part[:, :, : rows * patch_size, : cols * patch_size])
         bin_index = torch.div(grey * bins, 255 * GREY_SCALE, rounding_mode="floor").clamp_(0, bins - 1).long()
         # (b, H, W) -> (b h w, p·p), then one flat histogram with `bins` places per cell
@@ -148,13 +149,14 @@ def _entropy_sums(images: Tensor, patch_size: int, num_scales: int, bins: int) -
         counts = torch.zeros(len(cells) * bins, dtype=torch.int32, device=part.device)
         counts.scatter_add_(0, places, counts.new_ones(1).expand(len(places)))
         counts = counts.view(len(part), rows, cols, bins)
-        sums = []
-        for _ in range(num_scales):
-            sums.append(table[counts.long()].sum(-1))
+        bits = []
+        for side in sides:
+            missing = _count_log(side * side) - table[counts.long()].sum(-1)  # N log2 N − Σ c log2 c
+            bits.append(missing.double() * _bits_per_unit(side))
             counts = _pooled_sum(counts)
-        return sums
+        return bits
 
-    return _in_parts(images, sums_of)
+    return _in_parts(images, entropies_of)
 
 
 def _fits_entropy_kernel(images: Tensor, coarsest: int, bins: int) -> bool:
@@ -165,16 +167,15 @@ def _fits_entropy_kernel(images: Tensor, coarsest: int, bins: int) -> bool:
     return bins <= kernels.MOST_BINS and coarsest**2 <= kernels.MOST_PIXELS
 
 
-def _entropy_sums_compiled(images: Tensor, patch_size: int, num_scales: int, bins: int) -> list[Tensor]:
-    """The same sums by the compiled kernel."""
+def _entropies_compiled(images: Tensor, sides: Sequence[int], bins: int) -> list[Tensor]:
+    """The same by the compiled kernel."""
     from apt_code import kernels
 
     pixels = images.expand(-1, 3, -1, -1).contiguous().numpy()  # one memory layout, so one compilation
-    table = _count_log_table((patch_size * 2 ** (num_scales - 1)) ** 2, images.device).numpy()
-    weights = np.array(GREY_WEIGHTS) * bins
-    sums = torch.from_numpy(kernels.entropy_sums(pixels, patch_size, num_scales, bins, weights, table))
-    sides = [patch_size * 2**scale for scale in range(num_scales)]
-    return [sums[i, :, : images.shape[-2] // side, : images.shape[-1] // side] for i, side in enumerate(sides)]
+    table = _count_log_table(sides[-1] ** 2, images.device).numpy()
+    weights, units = np.array(GREY_WEIGHTS) * bins, np.array([_bits_per_unit(side) for side in sides])
+    bits = torch.from_numpy(kernels.entropies(pixels, sides[0], len(sides), bins, weights, table, units))
+    return [bits[i, :, : images.shape[-2] // side, : images.shape[-1] // side] for i, side in enumerate(sides)]
 
 
 def compute_patch_laplacian_batched(

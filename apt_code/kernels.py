@@ -25,7 +25,7 @@ LARGEST_SIZE = 16
 """Packing adds up to 16 × 16 bytes in 16 bits."""
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on first use, and keep the result on disk where there is a place for it."""
     options = {"nogil": True, "error_model": "numpy"}
     try:
@@ -37,7 +37,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 # -------------------------------------------------------------------- entropy
 
 
-@_compiled
+@compiled
 def _bins_of_line(red, green, blue, weights, bins, line):  # type: ignore[no-untyped-def]
     """The histogram bin of every pixel of a line."""
     for x in range(line.shape[0]):
@@ -45,9 +45,9 @@ def _bins_of_line(red, green, blue, weights, bins, line):  # type: ignore[no-unt
         line[x] = min(grey // GREY_RANGE, np.uint32(bins - 1))
 
 
-@_compiled
-def entropy_sums(images, patch_size, num_scales, bins, weights, table):  # type: ignore[no-untyped-def]
-    """`Σ table[count]` over the grey-level histogram of every complete cell.
+@compiled
+def entropies(images, patch_size, num_scales, bins, weights, table, units):  # type: ignore[no-untyped-def]
+    """The entropy of every complete cell, `(table[N] − Σ table[count]) · unit` over its grey-level histogram.
 
     Goes from one cell of the coarsest scale to the next, so that its histograms stay in the fastest cache, and looks
     only at the bins between a cell's darkest and brightest pixel.
@@ -58,12 +58,14 @@ def entropy_sums(images, patch_size, num_scales, bins, weights, table):  # type:
             at most `MOST_PIXELS`.
         weights: `(3,)` int64, grey weights in ten-thousandths times `bins`.
         table: `(largest count + 1,)` int64, `c log2 c` in fixed point.
+        units: `(num_scales,)` float64, what one of it is worth in bits.
 
     Returns:
-        `(num_scales, b, H // patch_size, W // patch_size)` int64; scale i fills the first `rows, cols` of its grid.
+        `(num_scales, b, H // patch_size, W // patch_size)` float64; scale i fills the first `rows, cols` of its grid.
     """
     rows, cols = images.shape[2] // patch_size, images.shape[3] // patch_size
-    sums = np.zeros((num_scales, images.shape[0], rows, cols), np.int64)
+    bits = np.empty((num_scales, images.shape[0], rows, cols), np.float64)
+    wholes = np.array([table[(patch_size << scale) ** 2] for scale in range(num_scales)])
     across = 2 ** (num_scales - 1)  # base cells along a side of the coarsest cell
     strip = np.empty((across * patch_size, cols * patch_size), np.uint16)
     counts = np.zeros((num_scales, across, across, bins), np.uint16)
@@ -91,7 +93,7 @@ def entropy_sums(images, patch_size, num_scales, bins, weights, table):  # type:
                         total = np.int64(0)
                         for b in range(low, high + 1):
                             total += table[histogram[b]]
-                        sums[0, image, top + r, left + c] = total
+                        bits[0, image, top + r, left + c] = (wholes[0] - total) * units[0]
                 for scale in range(1, num_scales):
                     finer = counts[scale - 1]
                     for r in range(tall >> scale):
@@ -108,15 +110,16 @@ def entropy_sums(images, patch_size, num_scales, bins, weights, table):  # type:
                             total = np.int64(0)
                             for b in range(low, high + 1):
                                 total += table[histogram[b]]
-                            sums[scale, image, (top >> scale) + r, (left >> scale) + c] = total
+                            missing = wholes[scale] - total
+                            bits[scale, image, (top >> scale) + r, (left >> scale) + c] = missing * units[scale]
                 counts[:] = 0
-    return sums
+    return bits
 
 
 # -------------------------------------------------------------------- reconstruction error
 
 
-@_compiled
+@compiled
 def _add_line(line, near, far, squares, area, own, beside):  # type: ignore[no-untyped-def]
     """One line of pixels: its squares, its share of the area sums, and of the two coarse rows it is blended from."""
     for x in range(line.shape[0]):
@@ -127,7 +130,7 @@ def _add_line(line, near, far, squares, area, own, beside):  # type: ignore[no-u
         beside[x] += far * pixel
 
 
-@_compiled
+@compiled
 def _add_across(area, blend, size, average, own, west, east):  # type: ignore[no-untyped-def]
     """The same along the line, `(coarse width · size,)` -> `(coarse width,)`; neighbours' shares are kept apart."""
     for c in range(average.shape[0]):
@@ -143,7 +146,7 @@ def _add_across(area, blend, size, average, own, west, east):  # type: ignore[no
         average[c], own[c], west[c], east[c] = total, near_sum, west_sum, east_sum
 
 
-@_compiled
+@compiled
 def _add_errors(errors, a, west_a, east_a, vertical, own, west, east, unit, itself, next_one):  # type: ignore[no-untyped-def]
     """`|U a|² − 2 · unit · <x, U a>` of one coarse row, added per column; see `upsample_square_error`."""
     for c in range(errors.shape[0]):
@@ -152,7 +155,7 @@ def _add_errors(errors, a, west_a, east_a, vertical, own, west, east, unit, itse
         errors[c] += np.int64(vertical[c]) * overlap - 2 * unit * product
 
 
-@_compiled
+@compiled
 def upsample_square_error(images, patch_size, size):  # type: ignore[no-untyped-def]
     """Sum of squared errors between every complete cell and its own coarse patch scaled back up.
 
@@ -233,7 +236,7 @@ def upsample_square_error(images, patch_size, size):  # type: ignore[no-untyped-
 # -------------------------------------------------------------------- packing
 
 
-@_compiled
+@compiled
 def _add_rows(pixels, top, left, size, wide, sums):  # type: ignore[no-untyped-def]
     """Add up each `size` pixel rows of a patch that is `wide` pixels wide."""
     for y in range(sums.shape[0] // wide):
@@ -247,19 +250,19 @@ def _add_rows(pixels, top, left, size, wide, sums):  # type: ignore[no-untyped-d
                 line[x] += np.uint16(row[x])
 
 
-@_compiled
+@compiled
 def _look_up(sums, table, values):  # type: ignore[no-untyped-def]
     for x in range(values.shape[0]):
         values[x] = table[sums[x]]
 
 
-@_compiled
+@compiled
 def _copy(values, row):  # type: ignore[no-untyped-def]
     for x in range(values.shape[0]):
         row[x] = values[x]
 
 
-@_compiled
+@compiled
 def gather_rows(images, patches, ends, places, tables, starts, patch_size, frames, rows):  # type: ignore[no-untyped-def]
     """Look up every pixel of the kept patches in a table of finished values.
 
