@@ -9,9 +9,9 @@ from loguru import logger
 from torch import Tensor
 
 
-def can_compile(images: Tensor) -> bool:
-    """Whether `apt_code.kernels` can take these images: bytes, in host memory, and numba is installed."""
-    return images.dtype == torch.uint8 and images.device.type == "cpu" and _numba_is_there()
+def can_compile(values: Tensor, dtype: torch.dtype = torch.uint8) -> bool:
+    """Whether the kernels can take these images or maps: of the expected type, in host memory, and numba is there."""
+    return values.dtype == dtype and values.device.type == "cpu" and _numba_is_there()
 
 
 @lru_cache(maxsize=1)

@@ -14,10 +14,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from apt_code.patch_layout import MERGE_SIZE
+from apt_code.compilation import can_compile
+from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 
 PAD_VALUE = 1e6
 """Importance of a cell that is not wholly inside the image."""
@@ -133,10 +135,14 @@ def select_patches_by_threshold(entropy_maps: Mapping[int, Tensor], thresholds: 
     Returns:
         `{side: (b, rows, cols)}` float 0/1 masks of one tiling per image.
     """
-    sides = _check_maps(entropy_maps)
+    return tile(entropy_maps, rule_v1(entropy_maps, thresholds))
+
+
+def rule_v1(maps: Mapping[int, Tensor], thresholds: Sequence[float]) -> dict[int, Tensor]:
+    """Where `v1` would keep a cell whole, at each coarse side; what `tile` makes of it is the tiling."""
+    sides = _check_maps(maps)
     values = check_thresholds(thresholds, len(sides))
-    below = {side: entropy_maps[side] < value for side, value in zip(sides[1:], values, strict=True)}
-    return _tile(entropy_maps, below)
+    return {side: maps[side] < value for side, value in zip(sides[1:], values, strict=True)}
 
 
 def select_patches_by_threshold_v2(entropy_maps: Mapping[int, Tensor], alpha: float = 1.0) -> dict[int, Tensor]:
@@ -145,18 +151,22 @@ def select_patches_by_threshold_v2(entropy_maps: Mapping[int, Tensor], alpha: fl
     A larger alpha keeps more cells whole, so it gives *fewer* patches. An image too small for a complete cell of the
     coarsest scale uses the coarsest scale that has one. Masks as `select_patches_by_threshold`.
     """
+    return tile(entropy_maps, rule_v2(entropy_maps, alpha))
+
+
+def rule_v2(maps: Mapping[int, Tensor], alpha: float) -> dict[int, Tensor]:
+    """As `rule_v1`, for `v2`."""
     check_alpha("v2", alpha)
-    sides = _check_maps(entropy_maps)
-    threshold = entropy_maps[sides[0]].new_full((len(entropy_maps[sides[0]]), 1, 1), -math.inf, dtype=torch.float64)
+    sides = _check_maps(maps)
+    threshold = maps[sides[0]].new_full((len(maps[sides[0]]), 1, 1), -math.inf, dtype=torch.float64)
     for side in sides[1:]:  # the coarsest scale that has a complete cell has the last word
-        complete = entropy_maps[side] < PAD_VALUE
+        complete = maps[side] < PAD_VALUE
         count = complete.sum((1, 2))
         # Fixed point keeps the mean independent of the order of summation, and so of the device.
-        fixed = torch.where(complete, entropy_maps[side], 0.0).double().mul(2.0**32).round().long()
+        fixed = torch.where(complete, maps[side], 0.0).double().mul(2.0**32).round().long()
         mean = fixed.sum((1, 2)).double() / 2.0**32 / count
         threshold = torch.where((count > 0).view(-1, 1, 1), (alpha * mean).view(-1, 1, 1), threshold)
-    below = {side: entropy_maps[side].double() < threshold for side in sides[1:]}
-    return _tile(entropy_maps, below)
+    return {side: maps[side].double() < threshold for side in sides[1:]}
 
 
 def select_patches_by_budget(
@@ -175,10 +185,22 @@ def select_patches_by_budget(
     Warns:
         UserWarning: the budget is below the coarsest tiling, which is then used.
     """
-    sides = _check_maps(entropy_maps)
-    return _make_best_splits(
-        entropy_maps, _split_scores(entropy_maps, sides, coarse_scores), plan or plan_of_maps(entropy_maps, alpha)
-    )
+    plan = plan or plan_of_maps(entropy_maps, alpha)
+    return tile(entropy_maps, rule_budget(entropy_maps, plan, coarse_scores))
+
+
+def rule_budget(maps: Mapping[int, Tensor], plan: BudgetPlan, coarse_scores: bool) -> dict[int, Tensor]:
+    """As `rule_v1`, for `budget`."""
+    sides = _check_maps(maps)
+    _warn_below_base(plan)
+    if can_compile(maps[sides[0]], torch.float32) and len(sides) > 1:
+        from apt_code import selection_kernels
+
+        split = selection_kernels.best_splits(_as_arrays(maps), PAD_VALUE, coarse_scores, plan.k)
+        shapes = {side: maps[side].shape[1:] for side in reversed(sides[1:])}
+        parts = torch.from_numpy(~split).split([shape.numel() for shape in shapes.values()], dim=1)
+        return {side: part.view(-1, *shape) for part, (side, shape) in zip(parts, shapes.items(), strict=True)}
+    return _make_best_splits(maps, _split_scores(maps, sides, coarse_scores), plan)
 
 
 def select_patches_jointly(
@@ -199,24 +221,19 @@ def select_patches_jointly(
     Made for `upsample_mse`, whose importance is a loss; with other maps the gain is a figure of speech. Arguments,
     masks and warning as `select_patches_by_budget`.
     """
-    sides = _check_maps(importance_maps)
-    return _make_best_splits(
-        importance_maps,
-        _joint_scores(importance_maps, sides, coarse_scores),
-        plan or plan_of_maps(importance_maps, alpha),
-    )
+    plan = plan or plan_of_maps(importance_maps, alpha)
+    return tile(importance_maps, rule_joint(importance_maps, plan, coarse_scores))
+
+
+def rule_joint(maps: Mapping[int, Tensor], plan: BudgetPlan, coarse_scores: bool) -> dict[int, Tensor]:
+    """As `rule_v1`, for `joint`."""
+    _warn_below_base(plan)
+    return _make_best_splits(maps, _joint_scores(maps, _check_maps(maps), coarse_scores), plan)
 
 
 def _make_best_splits(maps: Mapping[int, Tensor], scores: Mapping[int, Tensor], plan: BudgetPlan) -> dict[int, Tensor]:
-    """The tiling after the k best splits; a parent must score at least as much as its children."""
+    """What stays whole after the k best splits; a parent must score at least as much as its children."""
     sides = sorted(maps)
-    if plan.budget < plan.base_tokens:
-        warnings.warn(
-            f"alpha={plan.alpha} asks for {plan.budget} of {plan.base_small_tokens} patches, but the coarsest tiling "
-            f"already has {plan.base_tokens}; using that. The smallest alpha that can be met is "
-            f"{math.ceil(plan.base_tokens / plan.base_small_tokens * 1e4) / 1e4}",
-            stacklevel=3,
-        )
     order = [scores[side].flatten(1) for side in reversed(sides[1:])]  # coarser first: the tie rule of a stable sort
     split: dict[int, Tensor] = {}
     if order:
@@ -225,7 +242,35 @@ def _make_best_splits(maps: Mapping[int, Tensor], scores: Mapping[int, Tensor], 
         flags = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, chosen, True)
         parts = flags.split([part.shape[1] for part in order], dim=1)
         split = {side: part.view_as(scores[side]) for side, part in zip(reversed(sides[1:]), parts, strict=True)}
-    return _tile(maps, {side: ~split[side] for side in sides[1:]})
+    return {side: ~split[side] for side in sides[1:]}
+
+
+def _warn_below_base(plan: BudgetPlan) -> None:
+    if plan.budget < plan.base_tokens:
+        warnings.warn(
+            f"alpha={plan.alpha} asks for {plan.budget} of {plan.base_small_tokens} patches, but the coarsest tiling "
+            f"already has {plan.base_tokens}; using that. The smallest alpha that can be met is "
+            f"{math.ceil(plan.base_tokens / plan.base_small_tokens * 1e4) / 1e4}",
+            stacklevel=4,
+        )
+
+
+def lay_out(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> list[PatchLayout]:
+    """One layout per image, on the host, of the tiling that keeps cells whole where a rule would, largest first."""
+    sides = sorted(maps)
+    if not can_compile(maps[sides[0]], torch.float32):
+        return PatchLayout.from_masks_of_batch(tile(maps, keep_whole))
+    from apt_code import selection_kernels
+
+    parts = [keep_whole[side].flatten(1) for side in reversed(sides[1:])]
+    whole = torch.cat(parts, dim=1) if parts else torch.empty((len(maps[sides[0]]), 0), dtype=torch.bool)
+    patches, counts = selection_kernels.canonical_patches(_as_arrays(maps), whole.numpy(), PAD_VALUE)
+    h, w = maps[sides[0]].shape[1:]
+    return [PatchLayout((h, w), part) for part in torch.from_numpy(patches).split(counts.tolist())]
+
+
+def _as_arrays(maps: Mapping[int, Tensor]) -> tuple[np.ndarray, ...]:
+    return tuple(maps[side].contiguous().numpy() for side in sorted(maps))
 
 
 def plan_of_maps(importance_maps: Mapping[int, Tensor], alpha: float) -> BudgetPlan:
@@ -294,7 +339,7 @@ def _four_children(values: Tensor, shape: torch.Size) -> Tensor:
     return torch.stack([padded[:, row::2, col::2] for row in (0, 1) for col in (0, 1)])
 
 
-def _tile(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> dict[int, Tensor]:
+def tile(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Masks of the tiling that keeps a cell whole where asked to, largest first, and never outside the image."""
     sides = sorted(maps)
     masks: dict[int, Tensor] = {}

@@ -22,12 +22,14 @@ from apt_code.patch_selection import (
     SELECTION_METHODS,
     check_alpha,
     check_thresholds,
+    lay_out,
     plan_of_maps,
     plan_of_size,
-    select_patches_by_budget,
-    select_patches_by_threshold,
-    select_patches_by_threshold_v2,
-    select_patches_jointly,
+    rule_budget,
+    rule_joint,
+    rule_v1,
+    rule_v2,
+    tile,
 )
 
 PREFIX_MARK = -1
@@ -200,7 +202,7 @@ class PatchTokenizer(nn.Module):
     def select_layouts(self, images: Tensor) -> list[PatchLayout]:
         """The tiling of every image, without packing any pixels."""
         maps = self.compute_importance_maps(images)
-        return self.layouts_of(self._select(maps, image_size=(images.shape[-2], images.shape[-1])))
+        return lay_out(maps, self._rule(maps, image_size=(images.shape[-2], images.shape[-1])))
 
     @staticmethod
     def layouts_of(masks: Mapping[int, Tensor]) -> list[PatchLayout]:
@@ -214,26 +216,33 @@ class PatchTokenizer(nn.Module):
         alpha: float | None = None,
         image_size: tuple[int, int] | None = None,
     ) -> dict[int, Tensor]:
-        """Masks; where the pixels' `image_size` is known, without reading a map on the host."""
+        """Masks of the tilings, as `_rule`."""
+        return tile(maps, self._rule(maps, patch_selection_method, alpha, image_size))
+
+    def _rule(
+        self,
+        maps: Mapping[int, Tensor],
+        patch_selection_method: str | None = None,
+        alpha: float | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> dict[int, Tensor]:
+        """Which cells would be kept whole; where the pixels' `image_size` is known, without waiting for a GPU."""
         alpha = self.alpha if alpha is None else alpha
         method = self.patch_selection_method if patch_selection_method is None else patch_selection_method
         self._check_method(method, alpha)
         self.last_budget_info = None
+        logger.debug("{} alpha={} on {}", method, alpha, {side: tuple(found.shape) for side, found in maps.items()})
         if method == "v1":
-            masks = select_patches_by_threshold(maps, self.thresholds)
-        elif method == "v2":
-            masks = select_patches_by_threshold_v2(maps, alpha)
+            return rule_v1(maps, self.thresholds)
+        if method == "v2":
+            return rule_v2(maps, alpha)
+        if image_size is None:
+            plan = plan_of_maps(maps, alpha)
         else:
-            coarse_scores = IMPORTANCE_METHODS[self.importance_method].coarse_scores
-            select = select_patches_by_budget if method == "budget" else select_patches_jointly
-            if image_size is None:
-                plan = plan_of_maps(maps, alpha)
-            else:
-                plan = plan_of_size(image_size, self.base_patch_size, alpha, self.num_scales)
-            masks = select(maps, alpha, coarse_scores, plan)
-            self.last_budget_info = plan.info()
-        logger.debug("{} alpha={} on {}", method, alpha, {side: tuple(mask.shape) for side, mask in masks.items()})
-        return masks
+            plan = plan_of_size(image_size, self.base_patch_size, alpha, self.num_scales)
+        self.last_budget_info = plan.info()
+        rule = rule_budget if method == "budget" else rule_joint
+        return rule(maps, plan, IMPORTANCE_METHODS[self.importance_method].coarse_scores)
 
     def _marks(self, layouts: Sequence[PatchLayout]) -> tuple[Tensor, Tensor]:
         prefix = torch.full((self.num_prefix_tokens,), PREFIX_MARK, dtype=torch.int64)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
 
-from apt_code import InvalidLayoutError, PatchLayout, PatchTokenizer, entropy_utils, patch_packing
+from apt_code import InvalidLayoutError, PatchLayout, PatchTokenizer, entropy_utils, patch_packing, patch_selection
 from apt_code.compilation import can_compile
 from apt_code.entropy_utils import compute_patch_entropy_batched, compute_patch_upsample_mse_batched
 from apt_code.patch_packing import RowPacker
@@ -149,3 +149,61 @@ def test_a_broken_numba_is_as_good_as_none():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "1 patch", done.stderr
+
+
+@given(
+    size=st.tuples(st.integers(1, 230), st.integers(1, 230)),
+    num_scales=st.integers(1, 4),
+    method=st.sampled_from(["v1", "v2", "budget", "joint"]),
+    importance_method=st.sampled_from(["entropy", "laplacian", "upsample_mse"]),
+    alpha=st.sampled_from([0.0, 0.1, 0.3, 0.77, 1.0]),
+    seed=st.integers(0, 1000),
+)
+@pytest.mark.filterwarnings("ignore:alpha=")
+def test_compiled_selection_lays_out_what_the_plain_code_does(
+    size, num_scales, method, importance_method, alpha, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=generator)
+    images[:, :, : size[0] // 2] //= 64  # plain enough that many cells tie
+    images[1, :, :, size[1] // 3 :] = 9
+    tokenizer = PatchTokenizer(
+        num_scales, 14, patch_selection_method=method, alpha=alpha, importance_method=importance_method
+    )
+    compiled = tokenizer.select_layouts(images)
+    info = tokenizer.last_budget_info
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patch_selection, "can_compile", lambda values, dtype: False)
+        expected = tokenizer.select_layouts(images)
+    assert info == tokenizer.last_budget_info
+    for found, wanted in zip(compiled, expected, strict=True):
+        assert found.grid == wanted.grid
+        assert torch.equal(found.patches, wanted.patches)
+
+
+def test_sizes_that_are_none_are_refused_by_the_packing_kernel():
+    odd = PatchLayout((4, 4), torch.tensor([[0, 0, 3]]))
+    with pytest.raises(InvalidLayoutError, match="power of two"):
+        RowPacker(14, 2, lambda pixels: pixels)(torch.zeros(1, 3, 56, 56, dtype=torch.uint8), [odd])
+    huge = PatchLayout((32, 32), torch.tensor([[0, 0, 32]]))
+    with pytest.raises(ValueError, match="a patch of size 32: expected at most 16"):
+        RowPacker(1, 1, lambda pixels: pixels)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [huge])
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_packing_other_patch_sides_and_scales(monkeypatch, frames):
+    images = torch.randint(0, 256, (3, 3, 96, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images[1:, :, 32:] = images[1:, :, 32:] // 128
+    for side, num_scales in ((2, 4), (4, 4), (8, 3)):
+        tokenizer = PatchTokenizer(
+            num_scales, side, importance_method="upsample_mse", thresholds=[9e3] * (num_scales - 1)
+        )
+        layouts = tokenizer.select_layouts(images)
+        packer = RowPacker(side, frames, lambda pixels: pixels / 255)
+        found = packer(images, layouts)
+        with monkeypatch.context() as patch:
+            patch.setattr(patch_packing, "can_compile", lambda images: False)
+            expected = packer(images, layouts)
+        assert {size for layout in layouts for size in layout.patches_by_size} >= {2 ** (num_scales - 1)}
+        for rows, wanted in zip(found, expected, strict=True):
+            assert torch.equal(rows, wanted)

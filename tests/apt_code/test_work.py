@@ -1,0 +1,103 @@
+"""How much work is done, counted rather than timed: launches, waits for a GPU, bytes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from apt_code import PatchLayout, PatchTokenizer, kernels, selection_kernels
+from apt_code.entropy_utils import IMPORTANCE_METHODS, compute_patch_entropy_batched
+from apt_code.patch_packing import RowPacker, pack_patches
+
+METHODS = ("v1", "v2", "budget", "joint")
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """`{kernel: calls}`."""
+    counted: dict[str, int] = {}
+    for module, name in (
+        (kernels, "entropies"),
+        (kernels, "upsample_square_error"),
+        (kernels, "gather_rows"),
+        (selection_kernels, "best_splits"),
+        (selection_kernels, "canonical_patches"),
+    ):
+        kernel = getattr(module, name)
+
+        def count(*args, name=name, kernel=kernel):
+            counted[name] = counted.get(name, 0) + 1
+            return kernel(*args)
+
+        monkeypatch.setattr(module, name, count)
+    return counted
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_a_batch_costs_as_many_launches_as_an_image(launches, batch):
+    images = torch.randint(0, 256, (batch, 3, 112, 112), dtype=torch.uint8)
+    for importance_method in ("entropy", "upsample_mse"):
+        tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=0.5, importance_method=importance_method)
+        RowPacker(14, 2, lambda pixels: pixels)(images, tokenizer.select_layouts(images))
+    assert launches == {
+        "entropies": 1,
+        "upsample_square_error": 2,  # one per coarse scale
+        "best_splits": 2,
+        "canonical_patches": 2,
+        "gather_rows": 2,
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("importance_method", IMPORTANCE_METHODS)
+def test_a_batch_on_a_device_is_waited_for_once(monkeypatch, method, importance_method):
+    """Meta tensors hold no values: whatever would make the host wait for one raises, but for the copy counted here."""
+    copies = []
+
+    def cpu(tensor):
+        if tensor.is_meta:
+            copies.append(tensor.numel())
+            return torch.ones(tensor.shape, dtype=tensor.dtype)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    images = torch.empty(5, 3, 168, 140, dtype=torch.uint8, device="meta")
+    tokenizer = PatchTokenizer(patch_selection_method=method, alpha=0.7, importance_method=importance_method)
+    layouts = tokenizer.select_layouts(images)
+    assert copies == [5 * 12 * 10], "one number per base cell, once"
+    assert [len(layout) for layout in layouts] == [12 * 10] * 5
+    assert tokenizer.last_budget_info is None or tokenizer.last_budget_info["budget"] == 84
+
+
+def test_packing_on_a_device_is_not_waited_for():
+    images = torch.empty(2, 3, 56, 84, dtype=torch.uint8, device="meta")
+    coarse = PatchLayout((4, 6), torch.tensor([[0, 0, 4], [0, 4, 2], [2, 4, 1], [2, 5, 1], [3, 4, 1], [3, 5, 1]]))
+    packed = pack_patches(images, [coarse, PatchLayout.uniform((4, 6))], 14)
+    assert packed.is_meta and packed.shape == (6 + 24, 3, 14, 14)
+
+
+def grown(work) -> int:
+    """Peak bytes of resident memory that `work` needs beyond what the process held before."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    except OSError:
+        pytest.skip("needs Linux's /proc/self/clear_refs to measure a peak of memory")
+    status = Path("/proc/self/status")
+
+    def kilobytes(name: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
+
+    before = kilobytes("VmRSS")
+    work()
+    return (kilobytes("VmHWM") - before) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures with /proc")
+def test_entropy_needs_less_than_four_bytes_per_pixel():
+    images = torch.randint(0, 256, (1, 3, 2100, 2800), dtype=torch.uint8)
+    compute_patch_entropy_batched(images[..., :56, :56], 14, 3)  # compiled and loaded
+    pixels = 2100 * 2800
+    assert grown(lambda: compute_patch_entropy_batched(images, 14, 3)) < 4 * pixels
+    # the measure sees what it should: the plain code's int64 pixels alone are more than that
+    assert grown(lambda: images[:, 0].long().add(1)) > 8 * pixels
