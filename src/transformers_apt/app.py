@@ -194,7 +194,7 @@ def _panel(name: str, start: Setting) -> Panel:
                 seen = gr.Image(**_picture("The model's view", f"{prefix}-seen"))
             with gr.Tab("Importance"):
                 gr.HTML(text.note(MAPS))
-                maps = gr.Gallery(show_label=False, columns=2, object_fit="contain", height=480, buttons=[])
+                maps = gr.Gallery(show_label=False, columns=2, object_fit="contain", height=600, buttons=[])
     return Panel([method, importance, share, multiple], [facts, legend, tiling, seen, maps])
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def run(
     where = pick_device(device)
     checkpoint, processor = load_checkpoint(model, where, dtype)
     answerer = Answerer(checkpoint, processor, max_new_tokens)
-    with tempfile.TemporaryDirectory(prefix="transformers-apt-app-") as folder:
+    with _terminating_like_an_interrupt(), tempfile.TemporaryDirectory(prefix="transformers-apt-app-") as folder:
         page = assemble(answerer, limits, Path(folder), describe_model(model, checkpoint, where))
         from transformers_apt.app_server import serve
 
@@ -80,6 +82,16 @@ def assemble(answerer: Answerer, limits: Limits, folder: Path, model: str) -> An
     with without_notice():
         warm_up(bench, uploads)
     return page
+
+
+@contextmanager
+def _terminating_like_an_interrupt() -> Iterator[None]:
+    """So that a stopped service, too, deletes what was uploaded."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def upload_folder(folder: Path) -> Path:
