@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -70,7 +71,11 @@ class PatchLayout:
     @classmethod
     def uniform(cls, grid: tuple[int, int], device: torch.device | str | None = None) -> PatchLayout:
         """Every cell split down to the base patch: upstream's own sequence."""
-        return cls.from_corner_sizes(torch.ones(grid, dtype=torch.int64, device=device))
+        h, w = grid
+        if h % MERGE_SIZE or w % MERGE_SIZE:
+            return cls.from_corner_sizes(torch.ones(grid, dtype=torch.int64, device=device))
+        places = _canonical_places(h, w, torch.device(device or "cpu"))
+        return cls((h, w), F.pad(places, (0, 1), value=1))
 
     @classmethod
     def from_corner_sizes(cls, corner_sizes: Tensor) -> PatchLayout:
@@ -83,7 +88,7 @@ class PatchLayout:
         h, w = corner_sizes.shape[1:]
         ragged = h % MERGE_SIZE or w % MERGE_SIZE
         padding = (0, w % MERGE_SIZE, 0, h % MERGE_SIZE)
-        padded = torch.nn.functional.pad(corner_sizes, padding) if ragged else corner_sizes
+        padded = F.pad(corner_sizes, padding) if ragged else corner_sizes
         # (b, h, w) -> merge cells in raster order, their base cells row-major: walking it *is* the canonical order
         walk = rearrange(padded, "n (hm a) (wm b) -> n (hm wm a b)", a=MERGE_SIZE, b=MERGE_SIZE)
         places = _canonical_places(padded.shape[1], padded.shape[2], corner_sizes.device)
@@ -150,7 +155,7 @@ class PatchLayout:
         """Language tokens of each image of a packed layout, without unpacking (and checking) it; see `unpack`."""
         sizes = packed[:, 2]
         ends = torch.searchsorted((sizes**2).cumsum(0), grids[:, -2:].prod(1).cumsum(0)) + 1
-        quarter_tokens = torch.nn.functional.pad(torch.where(sizes == 1, 1, MERGE_SIZE**2).cumsum(0), (1, 0))
+        quarter_tokens = F.pad(torch.where(sizes == 1, 1, MERGE_SIZE**2).cumsum(0), (1, 0))
         return (quarter_tokens[ends].diff(prepend=quarter_tokens[:1]) // MERGE_SIZE**2).tolist()
 
     # ---------------------------------------------------------------- columns and counts

@@ -201,8 +201,23 @@ class PatchTokenizer(nn.Module):
 
     def select_layouts(self, images: Tensor) -> list[PatchLayout]:
         """The tiling of every image, without packing any pixels."""
+        if self._keeps_everything(images):
+            return [PatchLayout.uniform(self._grid(images))] * len(images)
         maps = self.compute_importance_maps(images)
         return lay_out(maps, self._rule(maps, image_size=(images.shape[-2], images.shape[-1])))
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        return -(-images.shape[-2] // self.base_patch_size), -(-images.shape[-1] // self.base_patch_size)
+
+    def _keeps_everything(self, images: Tensor) -> bool:
+        """Whether a budget splits every cell, so that no pixel has to be read; floats are, to find the unreadable."""
+        budgeted = self.patch_selection_method in ("budget", "joint")
+        if not budgeted or self.image_size is not None or images.is_floating_point():
+            return False
+        size = (images.shape[-2], images.shape[-1])
+        plan = plan_of_size(size, self.base_patch_size, self.alpha, self.num_scales)
+        self.last_budget_info = plan.info()
+        return plan.actual == plan.base_small_tokens
 
     @staticmethod
     def layouts_of(masks: Mapping[int, Tensor]) -> list[PatchLayout]:

@@ -49,6 +49,21 @@ def test_a_batch_costs_as_many_launches_as_an_image(launches, batch):
     }
 
 
+def test_a_budget_for_everything_reads_no_pixel(launches):
+    images = torch.randint(0, 256, (3, 3, 112, 126), dtype=torch.uint8)
+    for alpha, kernels_used in ((1.0, {}), (0.9, {"entropies": 1, "best_splits": 1, "canonical_patches": 1})):
+        launches.clear()
+        tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=alpha)
+        layouts = tokenizer.select_layouts(images)
+        assert launches == kernels_used
+        assert [len(layout) for layout in layouts] == [tokenizer.last_budget_info["actual"]] * 3
+    everything = PatchTokenizer(patch_selection_method="budget").select_layouts(images)
+    for layout, wanted in zip(
+        everything, PatchTokenizer(patch_selection_method="budget")(images).layouts, strict=True
+    ):
+        assert layout.grid == wanted.grid and torch.equal(layout.patches, wanted.patches)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("importance_method", IMPORTANCE_METHODS)
 def test_a_batch_on_a_device_is_waited_for_once(monkeypatch, method, importance_method):
