@@ -6,7 +6,6 @@ against the usual one-hot histogram.
 
 from __future__ import annotations
 
-import tracemalloc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +15,12 @@ from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 from transformers.utils import logging
 
 import transformers_apt
+from apt_code import PatchTokenizer
 from apt_code.entropy_utils import IMPORTANCE_METHODS, compute_patch_entropy_batched
+from apt_code.patch_packing import RowPacker
+from apt_code.patch_selection import lay_out, plan_of_maps, rule_budget
 from benchmarks.measuring import METHODS, UPSTREAM, hardware, photo, report, take_turns
+from benchmarks.memory import grown
 
 SIZES = ((336, 280), (512, 512), (1024, 1024), (1920, 1080), (4000, 3000))
 BACKENDS = {"torchvision": Qwen2VLImageProcessor, "pil": Qwen2VLImageProcessorPil}
@@ -66,7 +69,7 @@ def whole_processor(image: Path | None, repeats: int) -> list[dict[str, Any]]:
 
 
 def maps_alone(image: Path | None, repeats: int) -> dict[str, float]:
-    """Milliseconds of each importance map and of the one-hot histogram, one thread at 1 MP; peak extra bytes."""
+    """Milliseconds of each importance map and of the one-hot histogram, one thread at 1 MP."""
     pixels = torch.frombuffer(bytearray(photo(1316, 728, image).tobytes()), dtype=torch.uint8)
     images = pixels.view(1, 728, 1316, 3).permute(0, 3, 1, 2).contiguous()
     threads = torch.get_num_threads()
@@ -81,10 +84,56 @@ def maps_alone(image: Path | None, repeats: int) -> dict[str, float]:
         found |= take_turns(one_hot, repeats=1, warmup=0, label="one-hot")
     finally:
         torch.set_num_threads(threads)
-    tracemalloc.start()  # sees the kernel's numpy arrays
-    compute_patch_entropy_batched(images, 14, 3)
-    found["entropy, peak extra bytes per pixel"] = tracemalloc.get_traced_memory()[1] / (728 * 1316)
-    tracemalloc.stop()
+    return found
+
+
+def entropy_bytes_per_pixel(image: Path | None) -> float | None:
+    """Peak memory of the entropy beyond what the process held, which includes what is free inside it."""
+    pixels = torch.frombuffer(bytearray(photo(3920, 2912, image).tobytes()), dtype=torch.uint8)
+    images = pixels.view(1, 2912, 3920, 3).permute(0, 3, 1, 2).contiguous()
+    compute_patch_entropy_batched(images[..., :56, :56], 14, 3)  # compiled and loaded
+    try:
+        return grown(lambda: compute_patch_entropy_batched(images, 14, 3)) / (3920 * 2912)
+    except OSError:  # not Linux
+        return None
+
+
+def steps_alone(image: Path | None, repeats: int) -> dict[str, float]:
+    """Milliseconds of what follows the importance map, one thread, at 4,888 base patches."""
+    pixels = torch.frombuffer(bytearray(photo(1316, 728, image).tobytes()), dtype=torch.uint8)
+    images = pixels.view(1, 728, 1316, 3).permute(0, 3, 1, 2).contiguous()
+    tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=0.3)
+    maps = tokenizer.compute_importance_maps(images)
+    plan = plan_of_maps(maps, 0.3)
+    keep = rule_budget(maps, plan, coarse_scores=False)
+    layouts = lay_out(maps, keep)
+    packer = RowPacker(14, 2, lambda values: values / 255)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return take_turns(
+            {
+                "selection": lambda: rule_budget(maps, plan, coarse_scores=False),
+                "layout": lambda: lay_out(maps, keep),
+                "packing": lambda: packer(images, layouts),
+            },
+            repeats,
+            label="steps",
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def growth(rows: list[dict[str, Any]], backend: str) -> dict[str, float]:
+    """Per method, the exponent of time in pixels, over images that no limit shrinks: 1 is linear."""
+    found = {}
+    for name in METHODS:
+        chosen = [row for row in rows if (row["backend"], row["method"]) == (backend, name)]
+        chosen = [row for row in chosen if row["limit"] != "default" or megapixels(row["image"]) < 1.1]
+        pixels = torch.tensor([megapixels(row["image"]) for row in chosen]).log()
+        times = torch.tensor([row["ms"] for row in chosen]).log()
+        spread = pixels - pixels.mean()
+        found[name] = float((spread * times).sum() / (spread * spread).sum())
     return found
 
 
@@ -99,8 +148,15 @@ def main(
     logging.set_verbosity_error()
     if threads is not None:
         torch.set_num_threads(threads)
-    about = {"hardware": hardware(), "repeats": repeats, "maps_ms_1mp_one_thread": maps_alone(image, repeats)}
+    about = {
+        "hardware": hardware(),
+        "repeats": repeats,
+        "entropy_peak_extra_bytes_per_pixel": entropy_bytes_per_pixel(image),
+        "maps_ms_1mp_one_thread": maps_alone(image, repeats),
+        "steps_ms_4888_patches_one_thread": steps_alone(image, repeats),
+    }
     rows = whole_processor(image, repeats)
+    about["exponent_of_time_in_pixels"] = {backend: growth(rows, backend) for backend in BACKENDS}
 
     def plot(axes: Any) -> None:
         for name in METHODS:
@@ -119,8 +175,12 @@ def main(
         axes.legend(fontsize=7)
 
     report(output, "preprocessing", rows, about, plot)
-    for name, value in about["maps_ms_1mp_one_thread"].items():
-        print(f"{name}: {value:.2f}" + ("" if "bytes" in name else " ms"))
+    for name, value in (about["maps_ms_1mp_one_thread"] | about["steps_ms_4888_patches_one_thread"]).items():
+        print(f"{name}: {value:.2f} ms")
+    print(f"entropy, peak bytes per pixel beyond what the process held: {about['entropy_peak_extra_bytes_per_pixel']}")
+    for backend, exponents in about["exponent_of_time_in_pixels"].items():
+        found = ", ".join(f"{name} {exponent:.2f}" for name, exponent in exponents.items())
+        print(f"{backend}: time grows with pixels to the power of: {found}")
 
 
 def megapixels(size: str) -> float:

@@ -6,7 +6,8 @@ Counts, not times: the same on every machine.
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -19,6 +20,7 @@ from transformers import Qwen2VLImageProcessor
 from transformers.utils import logging
 
 import transformers_apt
+from benchmarks.measuring import hardware, report
 from transformers_apt import patch_stats
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "camera", "coins", "moon", "page", "text")
@@ -44,7 +46,11 @@ def photos() -> dict[str, Image.Image]:
     return {name: Image.fromarray(pixels).convert("RGB") for name, pixels in found.items()}
 
 
-def main() -> None:
+def main(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the figures as JSON and a plot; default: none.")
+    ] = None,
+) -> None:
     """Print, per photo and setting, the vision patches and the language tokens kept, in percent."""
     transformers_apt.apply()
     logging.set_verbosity_error()
@@ -64,6 +70,21 @@ def main() -> None:
     table.add_section()
     table.add_row("median", *("{:.0f} / {:.0f}".format(*pair) for pair in medians))
     Console(width=150).print(table)
+    if output is None:
+        return
+    rows = [
+        {"method": name, "patches %": pair[0], "tokens %": pair[1]}
+        for name, pair in zip(SETTINGS, medians, strict=True)
+    ]
+
+    def plot(axes: Any) -> None:
+        axes.barh([row["method"] for row in rows], [row["patches %"] for row in rows], label="median")
+        for name in SETTINGS:
+            axes.plot([share[0] for share in kept[name]], [name] * len(kept[name]), "k.", markersize=4)
+        axes.set(xlabel="vision patches kept, % (a dot per photo)", xlim=(0, 102))
+        axes.legend()
+
+    report(output, "retention", rows, {"hardware": hardware(), "kept_percent": kept}, plot)
 
 
 if __name__ == "__main__":

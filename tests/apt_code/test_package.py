@@ -63,3 +63,20 @@ def test_speaks_only_after_being_enabled(heard):
     logger.enable("apt_code")
     PatchTokenizer()(images)
     assert heard and all(name.startswith("apt_code.") for name in heard)
+
+
+def test_importing_costs_little_beside_torch():
+    """No compiler and no plotting at import; processor time of a fresh process, the least of three."""
+    code = (
+        "import time, torch; start = time.process_time(); import apt_code; spent = time.process_time() - start\n"
+        "import sys; assert not {'numba', 'llvmlite', 'matplotlib', 'apt_code.kernels'} & set(sys.modules)\n"
+        "print(1e3 * spent)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRANSFORMERS_APT": "0"}
+    found = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        found.append(float(done.stdout))
+    assert min(found) < 150, f"{found} ms"

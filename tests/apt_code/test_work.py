@@ -1,7 +1,6 @@
 """How much work is done, counted rather than timed: launches, waits for a GPU, bytes."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from apt_code import PatchLayout, PatchTokenizer, kernels, selection_kernels
 from apt_code.entropy_utils import IMPORTANCE_METHODS, compute_patch_entropy_batched
 from apt_code.patch_packing import RowPacker, pack_patches
+from benchmarks.memory import grown
 
 METHODS = ("v1", "v2", "budget", "joint")
 
@@ -92,20 +92,11 @@ def test_packing_on_a_device_is_not_waited_for():
     assert packed.is_meta and packed.shape == (6 + 24, 3, 14, 14)
 
 
-def grown(work) -> int:
-    """Peak bytes of resident memory that `work` needs beyond what the process held before."""
+def peak(work) -> int:
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        return grown(work)
     except OSError:
-        pytest.skip("needs Linux's /proc/self/clear_refs to measure a peak of memory")
-    status = Path("/proc/self/status")
-
-    def kilobytes(name: str) -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
-
-    before = kilobytes("VmRSS")
-    work()
-    return (kilobytes("VmHWM") - before) * 1024
+        pytest.skip("needs /proc/self/clear_refs to measure a peak of memory")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures with /proc")
@@ -113,6 +104,6 @@ def test_entropy_needs_less_than_four_bytes_per_pixel():
     images = torch.randint(0, 256, (1, 3, 2100, 2800), dtype=torch.uint8)
     compute_patch_entropy_batched(images[..., :56, :56], 14, 3)  # compiled and loaded
     pixels = 2100 * 2800
-    assert grown(lambda: compute_patch_entropy_batched(images, 14, 3)) < 4 * pixels
+    assert peak(lambda: compute_patch_entropy_batched(images, 14, 3)) < 4 * pixels
     # the measure sees what it should: the plain code's int64 pixels alone are more than that
-    assert grown(lambda: images[:, 0].long().add(1)) > 8 * pixels
+    assert peak(lambda: images[:, 0].long().add(1)) > 8 * pixels

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 
-from tests.apt_code.test_work import grown
+from tests.apt_code.test_work import peak
 from transformers_apt.models.qwen2_vl import selection
 
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
@@ -31,9 +31,9 @@ def test_peak_memory_is_at_most_upstreams(backend, settings, photos):
         image_processor(images=image, return_tensors="pt", **settings)
 
     work(**settings)  # compiled and loaded
-    upstream = grown(lambda: work(patch_selection_method="off"))
+    upstream = peak(lambda: work(patch_selection_method="off"))
     assert upstream > 2800 * 2100 * 3 * 2 * 4, "the rows alone are more than that: the measure is blind"
-    assert grown(lambda: work(**settings)) <= upstream * 1.02  # the allocator's own ups and downs
+    assert peak(lambda: work(**settings)) <= upstream * 1.02  # the allocator's own ups and downs
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

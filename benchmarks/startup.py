@@ -1,0 +1,67 @@
+"""What importing costs: `python -m benchmarks.startup`.
+
+Each figure is the median over fresh processes, of processor time, because the clock also counts the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from benchmarks.measuring import hardware, report
+
+MODULES = {
+    "apt_code, after torch": ("import torch", "import apt_code"),
+    "transformers_apt": ("", "import transformers_apt"),
+    # what Python itself has loaded by then is not the hook's cost
+    "the start-up hook": (
+        "import os, site, sys",
+        "import transformers_apt.startup; transformers_apt.startup.install()",
+    ),
+    "the patch, after Qwen2-VL": (
+        "import transformers_apt\n"
+        "from transformers.models.qwen2_vl import image_processing_qwen2_vl, image_processing_pil_qwen2_vl\n"
+        "from transformers.models.qwen2_vl import modeling_qwen2_vl, processing_qwen2_vl",
+        "transformers_apt.apply()",
+    ),
+    "torch, for scale": ("", "import torch"),
+}
+"""What runs before, and what is timed."""
+
+
+def milliseconds(before: str, timed: str) -> float:
+    """One fresh process, in which the hook has not run: `-S` leaves out what an environment starts with."""
+    code = f"{before}\nimport time\nstart = time.process_time()\n{timed}\nprint(1e3 * (time.process_time() - start))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    environment.pop("TRANSFORMERS_APT", None)
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout.split()[-1])
+
+
+def main(
+    repeats: Annotated[int, typer.Option(min=1, help="Processes per figure.")] = 7,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the results go.")] = Path("benchmarks/results"),
+) -> None:
+    """Measure imports and write `startup.json`, a table and a plot."""
+    rows: list[dict[str, Any]] = []
+    for name, (before, timed) in tqdm(MODULES.items(), desc="imports"):
+        found = [milliseconds(before, timed) for _ in range(repeats)]
+        rows.append({"what": name, "ms": statistics.median(found), "least": min(found), "most": max(found)})
+
+    def plot(axes: Any) -> None:
+        axes.barh([row["what"] for row in rows], [row["ms"] for row in rows])
+        axes.set(xscale="log", xlabel="milliseconds of processor time")
+
+    report(output, "startup", rows, {"hardware": hardware(), "repeats": repeats}, plot)
+
+
+if __name__ == "__main__":
+    typer.run(main)
