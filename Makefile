@@ -12,9 +12,10 @@ DEMO_ARGS ?=
 APP_ARGS ?=
 TEST_ARGS ?=
 COVERAGE_MIN ?= 95
+BENCH_OUTPUT ?= runs/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo app browser test lint format typecheck docs docs-serve pre-commit build clean
+.PHONY: help venv install demo app browser test lint format typecheck bench docs docs-serve pre-commit build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +58,14 @@ format: $(STAMP) ## let ruff fix and format
 
 typecheck: $(STAMP) ## mypy
 	$(BIN)/mypy
+
+bench: $(STAMP) ## the speed benchmarks that a CPU can do in ten minutes, into BENCH_OUTPUT (runs/bench)
+	$(BIN)/python -m benchmarks.startup --output $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.preprocessing --threads 1 --repeats 5 --output $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.throughput --output $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.vision_tower --depth 2 --sizes '1 MP' --repeats 3 --output $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.generate --images 512 --repeats 3 --output $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.retention --output $(BENCH_OUTPUT)
 
 docs: $(STAMP) ## build the documentation into site/; a warning is an error
 	$(BIN)/sphinx-build -c docs -W --keep-going --quiet . site
