@@ -49,7 +49,10 @@ def _check_images(images: Tensor, patch_size: int, num_scales: int) -> None:
     if patch_size < 1 or num_scales < 1:
         raise ValueError(f"patch_size and num_scales are at least 1, got {patch_size} and {num_scales}")
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-        raise ValueError("images hold NaN or infinite pixels; expected finite values in [0, 255]")
+        raise ValueError(
+            "images hold NaN or infinite pixels; expected finite values in [0, 255]: replace them (torch.nan_to_num), "
+            "or leave the image as it is with the method 'off'"
+        )
 
 
 def _grey(images: Tensor) -> Tensor:

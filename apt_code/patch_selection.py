@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def check_alpha(method: str, alpha: float) -> None:
             f"alpha={alpha} with {method!r}: expected 0 <= alpha <= 1, the fraction of the full-resolution patches to "
             "keep"
         )
-    if method == "v2" and not (math.isfinite(alpha) and alpha >= 0):
+    if method == "v2" and not 0 <= alpha <= sys.float_info.max:  # not math.isfinite: it fails on huge integers
         raise ValueError(
             f"alpha={alpha} with 'v2': expected a finite alpha >= 0, the multiple of the mean importance below which "
             "cells stay whole (larger alpha, fewer patches)"
@@ -118,11 +119,18 @@ def check_thresholds(thresholds: Sequence[float], num_scales: int) -> list[float
             f"thresholds={list(thresholds)} for {num_scales} scales: expected {num_scales - 1} values, the threshold "
             "of each coarse scale from the finest up ([28 px, 56 px] for Qwen2-VL)"
         )
-    if any(math.isnan(value) for value in thresholds):
+    try:
+        found = [float(value) for value in thresholds]
+    except OverflowError as error:
+        raise ValueError(
+            f"thresholds={list(thresholds)} holds an integer that no float can hold; expected numbers in the unit of "
+            "the importance map, float('inf') to keep every cell whole"
+        ) from error
+    if any(math.isnan(value) for value in found):
         raise ValueError(
             f"thresholds={list(thresholds)} holds NaN; expected numbers in the unit of the importance map"
         )
-    return [float(value) for value in thresholds]
+    return found
 
 
 def select_patches_by_threshold(entropy_maps: Mapping[int, Tensor], thresholds: Sequence[float]) -> dict[int, Tensor]:

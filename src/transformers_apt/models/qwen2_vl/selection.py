@@ -95,11 +95,13 @@ def check_selection(
     Raises:
         TypeError, ValueError: with the value, what was expected and what to do.
     """
-    methods = [*SELECTION_METHODS, OFF]
-    if patch_selection_method is not None and patch_selection_method not in methods:
-        raise ValueError(f"patch_selection_method={patch_selection_method!r}: expected one of {methods}")
-    if importance_method is not None and importance_method not in IMPORTANCE_METHODS:
-        raise ValueError(f"importance_method={importance_method!r}: expected one of {sorted(IMPORTANCE_METHODS)}")
+    for name, value, known in (
+        ("patch_selection_method", patch_selection_method, [*SELECTION_METHODS, OFF]),
+        ("importance_method", importance_method, sorted(IMPORTANCE_METHODS)),
+    ):
+        # asked for its type first: a list cannot be looked up, and an array has no one truth value
+        if value is not None and not (isinstance(value, str) and value in known):
+            raise ValueError(f"{name}={value!r}: expected one of {known}")
     if alpha is not None:
         check_alpha(patch_selection_method or DEFAULTS["patch_selection_method"], alpha)
     if thresholds is not None:
@@ -251,6 +253,7 @@ def preprocess(
     if settings["patch_selection_method"] == OFF:
         _last_budget_info.by_processor[image_processor] = [None] * len(images)
         return upstream(image_processor, images, **kwargs)
+    _check_images(images)
     select = PatchSelector.of_call(settings, kwargs, normalise)
     found = select(resized(), group=not kwargs.get("disable_grouping"))
     _last_budget_info.by_processor[image_processor] = found.infos
@@ -264,20 +267,36 @@ def preprocess(
     return BatchFeature(data, tensor_type=kwargs["return_tensors"])
 
 
+def _check_images(images: Sequence[Any]) -> None:
+    """Refuse a call without a pixel, where upstream would divide by zero.
+
+    Raises:
+        ValueError: no image, or an image without a pixel.
+    """
+    if not images:
+        raise ValueError("images=[]: expected at least one image; leave the argument out for a prompt of text alone")
+    for i, image in enumerate(images):
+        if 0 in image.shape:
+            raise ValueError(
+                f"image {i} has the shape {tuple(image.shape)}: expected at least one pixel; leave the image out"
+            )
+
+
 def _are_grey_levels(images: Tensor) -> list[bool]:
     """Whether each image's values can be grey levels in [0, 255]; says so where they cannot.
 
-    Patches chosen on other values (already rescaled, already normalised) would throw the image away without a word.
+    Patches chosen on other values (already rescaled or normalised, 16 bits) would throw the image away without a word.
     """
-    if not images.is_floating_point():
+    if images.dtype == torch.uint8:
         return [True] * len(images)
+    images = images if images.is_floating_point() else images.float()  # not every integer type has a maximum
     lowest, highest = images.amin((1, 2, 3)), images.amax((1, 2, 3))
     slack = 0.05 * 255  # bicubic resizing overshoots
     readable = (lowest >= -slack) & (highest <= 255 + slack) & ((highest > 1) | (highest == lowest))
     for low, high, good in zip(lowest.tolist(), highest.tolist(), readable.tolist(), strict=True):
         if not good:
             logger.warning_once(
-                f"An image holds floating-point pixels that would be grey levels from {low:.4g} to {high:.4g}, "
+                f"An image holds pixels that would be grey levels from {low:.4g} to {high:.4g}, "
                 "expected 0 to 255: patches cannot be chosen on it, and all are kept. Pass uint8 images, or floats "
                 "that do_rescale (which assumes 0 to 255) or its absence (which assumes 0 to 1) fits; or turn "
                 f"adaptive patches off with patch_selection_method={OFF!r}."
