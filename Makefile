@@ -13,9 +13,11 @@ APP_ARGS ?=
 TEST_ARGS ?=
 COVERAGE_MIN ?= 95
 BENCH_OUTPUT ?= runs/bench
+FLOOR := 5.18.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo app browser test lint format typecheck bench docs docs-serve pre-commit build clean
+.PHONY: help venv install demo app browser test test-with test-floor fuzz audit lint format typecheck bench docs docs-serve \
+	pre-commit build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +49,34 @@ browser: ## install Chromium for the web page's tests, where it is missing and a
 
 test: $(STAMP) browser ## run the tests with coverage; some of them: make test TEST_ARGS="-k hook" COVERAGE_MIN=0
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(TEST_ARGS)
+
+# What depends on the version of transformers, in an environment with that one and otherwise the pinned versions.
+WITH = $(VENV)-$(TRANSFORMERS)
+VERSION_TESTS := tests/test_startup_hook.py tests/test_startup_finder.py tests/test_tiny_checkpoint.py tests/transformers_apt
+VERSION_TESTS_LEAVE_OUT := app test_documentation.py test_visualize.py test_visualize_bad_input.py test_work.py test_load.py
+
+$(VENV)-%/.installed: pyproject.toml constraints.txt src/transformers_apt.pth src/transformers_apt.start
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one or say make PYTHON=/path/to/python."; exit 1; }
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	sed 's/^transformers==.*/transformers==$*/' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[test]' --constraint $(@D)/constraints.txt
+	@touch $@
+
+test-with: ## the tests of the patch with another transformers: make test-with TRANSFORMERS=5.20.0
+	@test -n "$(TRANSFORMERS)" || { echo "Say which: make test-with TRANSFORMERS=5.20.0"; exit 1; }
+	$(MAKE) $(WITH)/.installed
+	$(WITH)/bin/python -m pytest $(VERSION_TESTS) $(VERSION_TESTS_LEAVE_OUT:%=--ignore=tests/transformers_apt/%) $(TEST_ARGS)
+
+test-floor: ## the same with the oldest supported transformers
+	$(MAKE) test-with TRANSFORMERS=$(FLOOR)
+
+fuzz: $(STAMP) ## many more generated cases than make test: some minutes
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz -m generated $(TEST_ARGS)
+
+audit: ## look up every pinned version in a database of known vulnerabilities (needs the network)
+	test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && \
+		$(VENV)-audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit==2.10.1; }
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 lint: $(STAMP) ## ruff: rules and formatting
 	$(BIN)/ruff check .
