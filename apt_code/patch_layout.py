@@ -125,7 +125,14 @@ class PatchLayout:
         """
         # The layout is a few kilobytes: one copy to the host is cheaper than deriving anything on a device.
         packed = packed.detach().cpu()
-        shapes = [(int(grid[-2]), int(grid[-1])) for grid in (grids.tolist() if isinstance(grids, Tensor) else grids)]
+        rows = grids.tolist() if isinstance(grids, Tensor) else grids
+        for grid in rows:
+            if len(grid) == 3 and grid[0] != 1:
+                raise InvalidLayoutError(
+                    f"image grid {tuple(grid)}: expected (1, h, w), since a layout tiles one frame; videos have no "
+                    "layout, so pass the `image_grid_thw` of the processor call that made the layout"
+                )
+        shapes = [(int(grid[-2]), int(grid[-1])) for grid in rows]
         areas = torch.tensor([h * w for h, w in shapes], dtype=torch.int64)
         sizes = cls((0, 0), packed).sizes
         # Sizes that fit nowhere would hide from the count below: their squares are 0, or overflow to it.

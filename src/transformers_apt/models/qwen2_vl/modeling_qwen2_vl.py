@@ -53,6 +53,11 @@ def unpack(
             f"image_patch_layout is a {type(image_patch_layout).__name__}, expected an int64 tensor of shape "
             "(num_patches, 3); call the processor with return_tensors='pt'"
         )
+    if image_patch_layout.is_meta:
+        raise InvalidLayoutError(
+            "image_patch_layout is on the device 'meta', which holds no values; expected it on a real one: pass what "
+            "the processor returned"
+        )
     if pixel_values is not None and len(pixel_values) != len(image_patch_layout):
         raise InvalidLayoutError(
             f"pixel_values has {len(pixel_values)} rows and image_patch_layout {len(image_patch_layout)}, expected "
@@ -75,6 +80,23 @@ def _refuse_mixed_scales(pixel_values: torch.Tensor | None, image_grid_thw: torc
             f"pixel_values has {len(pixel_values)} rows but image_grid_thw {image_grid_thw.tolist()} has "
             f"{expected} patches and there is no image_patch_layout; pass everything the processor returned, "
             "or preprocess with patch_selection_method='off'"
+        )
+
+
+def _refuse_layout_without_pixels(given: dict[str, Any], image_token_id: int) -> None:
+    """Refuse a prompt with images whose layout came along and whose pixels did not.
+
+    Raises:
+        InvalidLayoutError: the pixels were lost on the way here.
+    """
+    ids = given.get("input_ids")
+    features = (given.get("mm_encoder_outputs") or {}).get("image")
+    if ids is None or features is not None or any(given.get(x) is not None for x in ("pixel_values", "inputs_embeds")):
+        return
+    if not torch.compiler.is_compiling() and bool((ids == image_token_id).any()):
+        raise InvalidLayoutError(
+            "image_patch_layout without pixel_values, for a prompt with image placeholders; pass everything the "
+            "processor returned (or mm_encoder_outputs, for images that are encoded already)"
         )
 
 
@@ -155,7 +177,8 @@ class Qwen2VLModel(Overlay):
     - `get_image_features` takes `image_patch_layout` (`generate` reads its signature) and hands it to the tower;
       without it, pixels that are not one row per cell of the grid are refused instead of being read at wrong places;
     - `get_rope_index` and `get_vision_position_ids` place each language token at its top-left 28-px cell;
-    - `forward` takes `image_patch_layout` and computes position ids from it where upstream would from the grid.
+    - `forward` takes `image_patch_layout` and computes position ids from it where upstream would from the grid; with a
+      layout but neither pixels nor features it would read the bare placeholders, and refuses to.
     """
 
     target = "transformers.models.qwen2_vl.modeling_qwen2_vl:Qwen2VLModel"
@@ -238,6 +261,8 @@ class Qwen2VLModel(Overlay):
         given.update(given.pop("kwargs", {}))
         past = given.get("past_key_values")
         starts_anew = self.rope_deltas is None or past is None or past.get_seq_length() == 0
+        if starts_anew:
+            _refuse_layout_without_pixels(given, self.config.image_token_id)
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw")
         if given.get("position_ids") is None and starts_anew and all(given.get(name) is not None for name in names):
             given["position_ids"], self.rope_deltas = self.get_rope_index(
@@ -268,10 +293,22 @@ def _missing_tail(mm_token_type_ids: torch.Tensor, mask: torch.Tensor, layouts: 
 class Qwen2VLForConditionalGeneration(Overlay):
     """Modifications:
 
-    - `forward` names `image_patch_layout`, which `generate` demands of every input, and passes it on.
+    - `forward` names `image_patch_layout`, which `generate` demands of every input, and passes it on;
+    - `_prepare_position_ids_for_generation`, where `generate` still has all inputs, refuses a layout without pixels.
     """
 
     target = "transformers.models.qwen2_vl.modeling_qwen2_vl:Qwen2VLForConditionalGeneration"
+
+    @overrides("inputs_tensor", "model_kwargs")
+    def _prepare_position_ids_for_generation(
+        upstream: Any, self: Any, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        past = model_kwargs.get("past_key_values")
+        starts_anew = past is None or past.get_seq_length() == 0
+        is_ids = inputs_tensor.ndim == 2 and not inputs_tensor.is_floating_point()
+        if model_kwargs.get("image_patch_layout") is not None and starts_anew and is_ids:
+            _refuse_layout_without_pixels({**model_kwargs, "input_ids": inputs_tensor}, self.config.image_token_id)
+        return upstream(self, inputs_tensor, model_kwargs)
 
     @overrides()
     def forward(
