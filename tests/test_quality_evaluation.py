@@ -105,7 +105,13 @@ def test_evaluation_matches_sizes_and_continues(model, tmp_path, patched):
         assert all(a <= b for a, b in zip(ours, theirs, strict=True))
     assert kept["joint upsample_mse 0.3"]["patches"] == kept["budget upsample_mse 0.3"]["patches"]
     assert "| off |" in (tmp_path / "results.md").read_text()
-    assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy_per_patches.png", "accuracy_per_tokens.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"accuracy_per_{key}.png" for key in ("patches", "tokens", "compute_2b", "compute_7b")
+    }
+    assert rows["off"]["compute"] == {"2b": 1.0, "7b": 1.0}
+    halved = rows["downscale, patches of 0.3"]["compute"]
+    assert all(rows["budget upsample_mse 0.3"]["compute"][size] > halved[size] for size in halved), "more tokens"
+    assert 0.2 < halved["2b"] < 0.5
 
     before = (tmp_path / "results.json").read_text()
     evaluate.evaluate(_options(model, tmp_path))

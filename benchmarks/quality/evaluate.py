@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.quality.candidates import extra_importance
 from benchmarks.quality.items import Item, fingerprint, from_file, generated, normalise
-from benchmarks.quality.report import markdown, plot, summary
+from benchmarks.quality.report import add_compute, markdown, plot, summary
 from benchmarks.quality.settings import Setting, downscaled, standard
 
 
@@ -183,6 +183,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             tqdm.write(
                 f"{setting.name}: {100 * row['groups']['all']['accuracy']:.1f} % at {row['patches']:.0f} patches"
             )
+    add_compute(results["settings"], kept_answers)
+    _write(file, json.dumps(results, indent=1))
     (options.out / "results.md").write_text(markdown(results), encoding="utf-8")
     plot(results, options.out)
     return results

@@ -6,6 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from transformers_apt.flops import QWEN2_VL, prefill_flops, tower_flops
+
+_TEXT_TOKENS = 32
 _COLUMNS = (
     "all",
     "read",
@@ -40,6 +43,26 @@ def _cell(group: dict[str, float] | None) -> str:
     return f"{100 * group['accuracy']:.1f} ({100 * group['low']:.0f}–{100 * group['high']:.0f})"
 
 
+def add_compute(rows: list[dict[str, Any]], answers: dict[str, dict[str, list[Any]]]) -> None:
+    """Gives each row its `compute`: operations up to the first answer token, as a share of upstream's.
+
+    That is vision tower and language prefill of the published 2B and 7B shapes, for the row's patches and tokens of
+    each picture and a prompt of 32 tokens of text, by `transformers_apt.flops`; without an `off` row, nothing.
+    """
+    if "off" not in answers:
+        return
+    for size, shape in QWEN2_VL.items():
+        totals = {
+            name: sum(
+                tower_flops(patches, tokens, shape) + prefill_flops(tokens + _TEXT_TOKENS, shape)
+                for patches, tokens in zip(kept["patches"], kept["tokens"], strict=True)
+            )
+            for name, kept in answers.items()
+        }
+        for row in rows:
+            row.setdefault("compute", {})[size] = totals[row["name"]] / totals["off"]
+
+
 def markdown(results: dict[str, Any]) -> str:
     """One row per setting, accuracy in per cent with the 95 % interval in brackets."""
     rows = results["settings"]
@@ -47,10 +70,13 @@ def markdown(results: dict[str, Any]) -> str:
     known = [name for name in _COLUMNS if name in groups]
     columns = known if len(known) > 1 else ["all", *sorted(groups - {"all"})]
     counts = {name: next(row["groups"][name]["n"] for row in rows if name in row["groups"]) for name in columns}
-    titles = ["setting", "vision patches", "language tokens", *[f"{name} (n={counts[name]})" for name in columns]]
+    sizes = list(rows[0].get("compute", {})) if rows else []
+    titles = ["setting", "vision patches", "language tokens", *[f"compute, {size.upper()}" for size in sizes]]
+    titles += [*[f"{name} (n={counts[name]})" for name in columns]]
     lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
     for row in rows:
         cells = [_cell(row["groups"].get(name)) for name in columns]
+        cells = [*(f"{row['compute'][size]:.0%}" for size in sizes), *cells]
         lines.append(f"| {row['name']} | {row['patches']:.1f} | {row['tokens']:.1f} | " + " | ".join(cells) + " |")
     meta = results["meta"]
     head = [
@@ -61,8 +87,12 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join([*head, *lines]) + "\n"
 
 
+def _abscissa(row: dict[str, Any], key: str) -> float:
+    return 100 * row["compute"][key.removeprefix("compute_")] if key.startswith("compute") else row[key]
+
+
 def plot(results: dict[str, Any], folder: Path, groups: tuple[str, ...] = ("all", "read 14+ px")) -> list[Path]:
-    """Accuracy against vision patches and against language tokens, one file each."""
+    """Accuracy against vision patches, language tokens and, where it is known, compute; one file each."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,22 +101,28 @@ def plot(results: dict[str, Any], folder: Path, groups: tuple[str, ...] = ("all"
     rows = results["settings"]
     shown = [name for name in groups if any(name in row["groups"] for row in rows)]
     written = []
-    for key, label in (("patches", "vision patches"), ("tokens", "language tokens")):
+    against = {"patches": "vision patches per picture (mean)", "tokens": "language tokens per picture (mean)"}
+    for size in rows[0].get("compute", {}):
+        against[f"compute_{size}"] = f"operations to the first token, {size.upper()} shape, % of upstream's"
+    for key, label in against.items():
         figure, axes = plt.subplots(1, len(shown), figsize=(6.4 * len(shown), 4.6), squeeze=False)
         for axis, name in zip(axes[0], shown, strict=True):
             series: dict[str, list[dict[str, Any]]] = {}
             for row in rows:
-                matched = row["series"].endswith(("equal patches", "equal tokens"))
-                if name in row["groups"] and (not matched or row["series"].endswith(f"equal {key}")):
-                    series.setdefault(row["series"], []).append(row)
+                title = row["series"]
+                matched = title.endswith(("equal patches", "equal tokens"))
+                if matched and key.startswith("compute"):
+                    title, matched = "downscale", False
+                if name in row["groups"] and (not matched or title.endswith(f"equal {key}")):
+                    series.setdefault(title, []).append(row)
             for title, found in series.items():
-                found = sorted(found, key=lambda row: row[key])
-                x, y = [row[key] for row in found], [100 * row["groups"][name]["accuracy"] for row in found]
+                found = sorted(found, key=lambda row: _abscissa(row, key))
+                x, y = [_abscissa(row, key) for row in found], [100 * row["groups"][name]["accuracy"] for row in found]
                 low = [value - 100 * row["groups"][name]["low"] for value, row in zip(y, found, strict=True)]
                 high = [100 * row["groups"][name]["high"] - value for value, row in zip(y, found, strict=True)]
                 style = "--" if title.startswith(("downscale", "budget random")) else "-"
                 axis.errorbar(x, y, yerr=[low, high], fmt=style, marker="o", ms=4, capsize=2, lw=1.2, label=title)
-            axis.set(xlabel=f"{label} per picture (mean)", ylabel="exact match, %", title=name, ylim=(0, 101))
+            axis.set(xlabel=label, ylabel="exact match, %", title=name, ylim=(0, 101))
             axis.grid(alpha=0.3)
         axes[0][-1].legend(fontsize=7, loc="lower right")
         figure.tight_layout()
