@@ -5,6 +5,7 @@ The tiling comes from the package itself, so that the model practises on what it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,9 @@ def collate_mixed(
     width: int,
     prompter: Prompter,
     selection: dict[str, Any] | None,
+    pack: Callable[..., torch.Tensor] = pack_patches,
 ) -> Batch:
-    """One batch of pictures resized to `height` by `width`, tiled as `selection` says."""
+    """One batch of pictures resized to `height` by `width`, tiled as `selection` says; `pack` makes the patches."""
     if selection is None:
         return collate(samples, height, width, prompter)
     tokenizer = PatchTokenizer(num_scales=3, base_patch_size=PATCH, **selection)
@@ -60,7 +62,7 @@ def collate_mixed(
         image = scene.image.resize((width, height), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]  # (1, c, H, W)
         layouts += tokenizer.select_layouts(pixels)
-        rows.append(pack_patches(pixels, layouts[-1:], PATCH).flatten(1))
+        rows.append(pack(pixels, layouts[-1:], PATCH).flatten(1))
     empty = torch.empty(0)
     batch = Batch(torch.nn.utils.rnn.pad_sequence(rows, True), (height // PATCH, width // PATCH), empty, empty, empty)
     pad = torch.nn.utils.rnn.pad_sequence
