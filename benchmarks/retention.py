@@ -27,6 +27,11 @@ PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "camera", "coins", "moon",
 SETTINGS: dict[str, dict[str, Any]] = {
     "v1": {"patch_selection_method": "v1"},
     "v1 upsample_mse": {"patch_selection_method": "v1", "importance_method": "upsample_mse"},
+    "v1 upsample_mse [36, 36]": {
+        "patch_selection_method": "v1",
+        "importance_method": "upsample_mse",
+        "thresholds": [36, 36],
+    },
     "v1 laplacian": {"patch_selection_method": "v1", "importance_method": "laplacian"},
     "v2 0.5": {"patch_selection_method": "v2", "alpha": 0.5},
     "v2 1.0": {"patch_selection_method": "v2", "alpha": 1.0},
@@ -36,6 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "alpha": 0.3,
         "importance_method": "upsample_mse",
     },
+    "joint 0.3 upsample_mse": {"patch_selection_method": "joint", "alpha": 0.3, "importance_method": "upsample_mse"},
 }
 
 
