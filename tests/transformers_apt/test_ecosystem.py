@@ -46,9 +46,22 @@ class MyModel(Qwen2VLModel):
 
 
 class MyGeneration(Qwen2VLForConditionalGeneration):
-    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        pixel_values=None,
+        image_grid_thw=None,
+        mm_token_type_ids=None,
+        **more,
+    ):
         self.asked = getattr(self, "asked", 0) + 1
-        return super().forward(input_ids, attention_mask, **kwargs)
+        named = {
+            "pixel_values": pixel_values,
+            "image_grid_thw": image_grid_thw,
+            "mm_token_type_ids": mm_token_type_ids,
+        }
+        return super().forward(input_ids, attention_mask, **named, **more)
 
 
 def test_a_subclass_of_an_image_processor(half_plain):
