@@ -1,6 +1,7 @@
 """Five demos of patch selection, with the tiling drawn in the terminal: `python docs/demo_patch_selection.py`.
 
-Runs without a download, on a bundled photo and a very small model; `--model` and `--image` take yours.
+Runs without a download, on a picture and a very small model that the package brings along; `--model`, `--image` and
+`--prompt` take yours.
 """
 
 import copy
@@ -16,13 +17,12 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from skimage import data
 from transformers import Qwen2VLImageProcessor
 from transformers.utils import logging
 
 import transformers_apt
 from apt_code import PatchLayout
-from transformers_apt import image_layouts, patch_stats
+from transformers_apt import embedded, image_layouts, patch_stats
 from transformers_apt.demo import label, load_checkpoint, load_photo, measure, show
 
 console = Console()
@@ -43,7 +43,7 @@ def tiling(layout: PatchLayout, step: int) -> Text:
     return drawn
 
 
-def demo_image_processor(processor: Any, model: Any, image: Image.Image) -> None:
+def demo_image_processor(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """The image processor alone. Fine patches go where the importance map says that something is at stake."""
     pictures = []
     for importance_method in ("entropy", "upsample_mse"):
@@ -58,9 +58,9 @@ def demo_image_processor(processor: Any, model: Any, image: Image.Image) -> None
     console.print(Columns(pictures, padding=(0, 4)))
 
 
-def demo_processor(processor: Any, model: Any, image: Image.Image) -> None:
+def demo_processor(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """Through the processor: the prompt gets one placeholder per language token, and all three ways agree."""
-    prompt = "<|vision_start|><|image_pad|><|vision_end|>Describe this image."
+    prompt = f"<|vision_start|><|image_pad|><|vision_end|>{question}"
     by_call = processor(images=image, text=prompt, images_kwargs=BUDGET, return_tensors="pt")
     processor.image_processor.patch_selection_method = "budget"
     processor.image_processor.alpha = 0.3
@@ -84,14 +84,15 @@ def demo_processor(processor: Any, model: Any, image: Image.Image) -> None:
     console.print(found)
 
 
-def demo_comparison(processor: Any, model: Any, image: Image.Image) -> None:
+def demo_comparison(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """Methods and alphas, as the fraction of patches and of language tokens that is left."""
     found = Table("method", box=SIMPLE_HEAD)
     for header in ("patches", "", "language tokens", ""):
         found.add_column(header, justify="left" if header == "" else "right")
-    settings = [{"patch_selection_method": "off"}, {"patch_selection_method": "v1"}]
+    settings: list[dict[str, Any]] = [{"patch_selection_method": "off"}, {"patch_selection_method": "v1"}]
     settings += [{"patch_selection_method": "v2", "alpha": alpha} for alpha in (0.5, 1.0, 1.2)]
     settings += [{"patch_selection_method": "budget", "alpha": alpha} for alpha in (0.7, 0.5, 0.3, 0.2, 0.1)]
+    settings += [{"patch_selection_method": "joint", "alpha": 0.3, "importance_method": "upsample_mse"}]
     for one in settings:
         (stats,) = patch_stats(processor.image_processor(images=image, return_tensors="pt", **one))
         h, w = stats["grid"]
@@ -102,13 +103,13 @@ def demo_comparison(processor: Any, model: Any, image: Image.Image) -> None:
     console.print(found)
 
 
-def demo_performance(processor: Any, model: Any, image: Image.Image) -> None:
+def demo_performance(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """Times next to upstream's, measured here and now. Two rounds on a busy machine say little; see `make demo`."""
-    rows = measure(model, processor, image, "Describe this image.", max_new_tokens=4, repeats=2)
+    rows = measure(model, processor, image, question, max_new_tokens=4, repeats=2)
     show(console, rows)
 
 
-def demo_code_integration(processor: Any, model: Any, image: Image.Image) -> None:
+def demo_code_integration(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """Inside your own modelling code: hand on what the processor returned, and each image's tokens come out."""
     images = [image, image.resize((280, 196))]
     prompt = "<|vision_start|><|image_pad|><|vision_end|>" * len(images) + "What differs?"
@@ -139,7 +140,8 @@ DEMOS: tuple[Callable[..., None], ...] = (
 
 def main(
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint.")] = None,
-    image: Annotated[Path | None, typer.Option(help="The image to look at; default: a bundled photo.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The image to look at; default: one the package brings.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
 ) -> None:
@@ -147,18 +149,20 @@ def main(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     transformers_apt.apply()
-    photo = load_photo(image) if image else Image.fromarray(data.astronaut())
+    example = embedded.examples()[0]
+    picture = load_photo(image or example.image)
+    question = prompt or ("Describe this image." if image or model else example.question)
     checkpoint, processor = load_checkpoint(model, device, dtype)
     if model is None:
         console.print(
-            "[yellow]No --model given: this is a very small model. Counts and times are real; "
-            "do not expect it to describe a photo.[/yellow]"
+            "[yellow]No --model given: this is the package's own very small model. It knows drawn scenes "
+            "and a handful of questions, nothing else.[/yellow]"
         )
     for number, demo in enumerate(DEMOS, start=1):
         console.print()
         console.rule(f"[bold]{number}. {demo.__name__.removeprefix('demo_').replace('_', ' ')}", align="left")
         console.print(f"{demo.__doc__}\n")
-        demo(copy.deepcopy(processor), checkpoint, photo)  # demos change its settings
+        demo(copy.deepcopy(processor), checkpoint, picture, question)  # demos change its settings
 
 
 if __name__ == "__main__":

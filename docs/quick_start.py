@@ -1,6 +1,7 @@
 """Adaptive patches in five short examples, each printed with what it gives: `python docs/quick_start.py`.
 
-Runs without a download, on a bundled photo and a very small model; `--model` and `--image` take yours.
+Runs without a download, on a picture and a very small model that the package brings along; `--model`, `--image` and
+`--prompt` take yours.
 """
 
 import copy
@@ -19,19 +20,18 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
-from skimage import data
 from transformers import Qwen2VLImageProcessor
 from transformers.utils import logging
 
 import transformers_apt
-from transformers_apt import patch_stats
+from transformers_apt import embedded, patch_stats
 from transformers_apt.demo import label, load_checkpoint, load_photo
 
 console = Console()
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
 
-def image_processor_alone(processor: Any, model: Any, image: Image.Image) -> None:
+def image_processor_alone(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """The image processor alone, with the settings in its constructor."""
     image_processor = Qwen2VLImageProcessor(patch_selection_method="budget", alpha=0.3)
     pixels = image_processor(images=image, return_tensors="pt")
@@ -43,9 +43,9 @@ def image_processor_alone(processor: Any, model: Any, image: Image.Image) -> Non
     console.print(f"{stats['vision_patches']:,} of {full:,} patches are left.")
 
 
-def through_the_processor(processor: Any, model: Any, image: Image.Image) -> None:
+def through_the_processor(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """The usual way: `images_kwargs` in the call. A processor's own settings give the same."""
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
     by_call = processor(images=image, text=prompt, images_kwargs=BUDGET, return_tensors="pt")
 
@@ -61,19 +61,21 @@ def through_the_processor(processor: Any, model: Any, image: Image.Image) -> Non
     console.print(f"call and attribute choose the same patches: {same}")
 
 
-def full_inference(processor: Any, model: Any, image: Image.Image) -> None:
-    """From the photo to an answer. `generate` takes what the processor returns, and nothing else changes."""
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+def full_inference(processor: Any, model: Any, image: Image.Image, question: str) -> None:
+    """From the image to an answer: `generate` takes what the processor returns. Upstream, and two importance maps."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
-    inputs = processor(images=image, text=prompt, images_kwargs=BUDGET, return_tensors="pt").to(model.device)
-    output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
-    answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+    console.print(f"{question}\n")
+    for settings in ({"patch_selection_method": "off"}, BUDGET, {**BUDGET, "importance_method": "upsample_mse"}):
+        inputs = processor(images=image, text=prompt, images_kwargs=settings, return_tensors="pt").to(model.device)
+        output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+        answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+        console.print(f"{label(settings):>24}: {answer}", markup=False, highlight=False)
+    console.print("\nOne picture proves nothing: docs/quality.md has the figures.")
 
-    console.print(f"answer: {answer!r}", markup=False, highlight=False)
 
-
-def methods_compared(processor: Any, model: Any, image: Image.Image) -> None:
-    """What every method makes of the same photo."""
+def methods_compared(processor: Any, model: Any, image: Image.Image, question: str) -> None:
+    """What every method makes of the same image."""
     rows = []
     for settings in (
         {"patch_selection_method": "off"},
@@ -94,7 +96,7 @@ def methods_compared(processor: Any, model: Any, image: Image.Image) -> None:
     console.print("A smaller alpha saves more with budget and joint, a larger one with v2.")
 
 
-def debugging_and_monitoring(processor: Any, model: Any, image: Image.Image) -> None:
+def debugging_and_monitoring(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """What was asked for, what came out, and what a warning tells."""
     image_processor = processor.image_processor
     pixels = image_processor(images=[image, image.resize((280, 196))], return_tensors="pt", **BUDGET)
@@ -103,7 +105,7 @@ def debugging_and_monitoring(processor: Any, model: Any, image: Image.Image) -> 
 
     rows = [(name, *(f"{plan[name]}" for plan in plans)) for name in plans[0]]
     rows += [(name, *(f"{stats[name]}" for stats in found)) for name in ("grid", "patches_by_px", "language_tokens")]
-    console.print(table("", "the photo", "280 × 196 px", rows=rows))
+    console.print(table("", "the image", "280 × 196 px", rows=rows))
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -132,7 +134,8 @@ def table(*headers: str, rows: list[tuple[str, ...]]) -> Table:
 
 def main(
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint.")] = None,
-    image: Annotated[Path | None, typer.Option(help="The image to look at; default: a bundled photo.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The image to look at; default: one the package brings.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
     code: Annotated[bool, typer.Option(help="Print the code of each example.")] = True,
@@ -141,21 +144,23 @@ def main(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     transformers_apt.apply()
-    photo = load_photo(image) if image else Image.fromarray(data.astronaut())
+    example = embedded.examples()[0]
+    picture = load_photo(image or example.image)
+    question = prompt or ("Describe this image." if image or model else example.question)
     checkpoint, processor = load_checkpoint(model, device, dtype)
     if model is None:
         console.print(
-            "[yellow]No --model given: this is a very small model. The counts are real; "
-            "do not expect it to describe a photo.[/yellow]"
+            "[yellow]No --model given: this is the package's own very small model. It knows drawn scenes "
+            "and a handful of questions, nothing else.[/yellow]"
         )
-    for number, example in enumerate(EXAMPLES, start=1):
+    for number, show in enumerate(EXAMPLES, start=1):
         console.print()
-        console.rule(f"[bold]{number}. {example.__name__.replace('_', ' ')}", align="left")
-        console.print(example.__doc__)
+        console.rule(f"[bold]{number}. {show.__name__.replace('_', ' ')}", align="left")
+        console.print(show.__doc__)
         if code:
-            body = textwrap.dedent(inspect.getsource(example).split('"""\n', 1)[1]).rstrip()
+            body = textwrap.dedent(inspect.getsource(show).split('"""\n', 1)[1]).rstrip()
             console.print(Panel(Syntax(body, "python", word_wrap=True), border_style="dim"))
-        example(copy.deepcopy(processor), checkpoint, photo)  # examples change its settings
+        show(copy.deepcopy(processor), checkpoint, picture, question)  # examples change its settings
 
 
 if __name__ == "__main__":

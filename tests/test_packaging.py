@@ -59,7 +59,7 @@ def editable(tmp_path_factory):
 
 def contents(wheel: Path) -> dict[str, str]:
     with zipfile.ZipFile(wheel) as archive:
-        return {name: archive.read(name).decode() for name in archive.namelist()}
+        return {name: archive.read(name).decode(errors="replace") for name in archive.namelist()}
 
 
 def files_in(folder: Path) -> set[Path]:
@@ -81,6 +81,9 @@ def test_wheel_holds_both_packages_the_two_start_files_and_nothing_else(wheel):
     top = {name.split("/")[0] for name in files}
     assert top == {"apt_code", "transformers_apt", "transformers_apt.pth", "transformers_apt.start", DIST_INFO}
     assert {name for name in files if name.startswith(("apt_code/", "transformers_apt/"))} == sources()
+    embedded = {"model/model.safetensors", "model/README.md", "examples/sign.png", "examples/questions.jsonl"}
+    assert {f"transformers_apt/embedded/{name}" for name in embedded} <= set(files)
+    assert wheel.stat().st_size < 12e6
     assert files["transformers_apt.pth"] == PTH
     assert files["transformers_apt.start"] == START
 

@@ -8,6 +8,7 @@ TYPE_CHECKING = False  # type checkers read this as True; importing typing would
 if TYPE_CHECKING:
     from typing import Any
 
+    from transformers_apt.embedded import demo_model_path
     from transformers_apt.patching import IncompatibleTransformersError, applied, apply, revert, status
     from transformers_apt.stats import image_layouts, patch_stats
 
@@ -18,6 +19,7 @@ __all__ = [
     "__version__",
     "applied",
     "apply",
+    "demo_model_path",
     "image_layouts",
     "patch_stats",
     "revert",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "embedded": ("demo_model_path",),
     "patching": ("IncompatibleTransformersError", "applied", "apply", "revert", "status"),
     "stats": ("image_layouts", "patch_stats"),
 }

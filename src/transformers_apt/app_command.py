@@ -14,7 +14,7 @@ from typing import Any
 import transformers_apt
 from transformers_apt.app_handlers import Limits, Setting, Workbench
 from transformers_apt.app_model import Answerer
-from transformers_apt.demo import load_checkpoint
+from transformers_apt.demo import describe_model, load_checkpoint
 from transformers_apt.visualize import pick_device
 from transformers_apt.visualize_command import EXPECTED as EXPECTED  # what bad input raises
 from transformers_apt.visualize_command import without_notice
@@ -110,15 +110,3 @@ def warm_up(bench: Workbench, uploads: Path) -> None:
     for importance in IMPORTANCE_METHODS:
         bench.look(str(path), Setting("budget", importance, share=0.5, multiple=1.0))
     path.unlink()
-
-
-def describe_model(name: str | None, model: Any, device: str) -> str:
-    """Who answers, in words."""
-    millions = sum(weight.numel() for weight in model.parameters()) / 1e6
-    size = f"{millions / 1e3:.1f} billion" if millions >= 1e3 else f"{millions:.1f} million"
-    if name is not None:
-        return f"{name} ({size} parameters, on {device})"
-    return (
-        f"the embedded model ({size} parameters, on {device}), trained on drawn scenes: it reads codes and knows "
-        "shapes and colours, nothing else"
-    )

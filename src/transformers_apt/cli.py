@@ -69,8 +69,8 @@ def status() -> None:
 @app.command()
 def demo(
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint.")] = None,
-    image: Annotated[Path | None, typer.Option(help="The image to look at; default: a bundled photo.")] = None,
-    prompt: Annotated[str, typer.Option(help="What to ask about it.")] = "Describe this image.",
+    image: Annotated[Path | None, typer.Option(help="The image to look at; default: the embedded examples.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to ask about it; default: the example's question.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each setting, after a warm-up.")] = 5,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', …")] = "auto",
@@ -82,6 +82,7 @@ def demo(
 
     import transformers_apt
     from transformers_apt import demo as demonstration
+    from transformers_apt import embedded
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise fail(f"--dtype {dtype}: expected float32, bfloat16 or float16")
@@ -91,7 +92,8 @@ def demo(
     console = Console()
     try:
         transformers_apt.apply()
-        photo = demonstration.load_photo(image)
+        examples = embedded.examples() if image is None else []
+        photo = demonstration.load_photo(image or examples[0].image)
         checkpoint, processor = demonstration.load_checkpoint(model, device, dtype)
     except (
         OSError,
@@ -102,16 +104,20 @@ def demo(
         transformers_apt.IncompatibleTransformersError,
     ) as error:
         raise fail(error) from error
+    expected = examples[0].answer if examples and prompt is None else None
+    prompt = prompt or (examples[0].question if examples else "Describe this image." if model else "Read the code.")
+    console.print(f"Answers come from {escape(demonstration.describe_model(model, checkpoint, device))}.")
     if model is None:
-        console.print(
-            "[yellow]No --model given: this is a small Qwen2-VL with random weights.\n"
-            "Its counts and times are real, its answers are noise.[/yellow]"
-        )
+        console.print("[yellow]So small a model says little about the times of yours: pass it with --model.[/yellow]")
     cuda = device.startswith("cuda")
     threads = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
-    console.print(f"{photo.width}×{photo.height} px, {platform.machine()} {device} ({threads}), {dtype}, {prompt!r}\n")
+    shown = image or examples[0].image.name
+    console.print(f"{shown}, {photo.width}×{photo.height} px, {platform.machine()} {device} ({threads}), {dtype}")
+    console.print(f"[bold]{escape(prompt)}[/bold]" + (f" Right is: {expected}" if expected else "") + "\n")
     rows = demonstration.measure(checkpoint, processor, photo, prompt, max_new_tokens=max_new_tokens, repeats=repeats)
-    demonstration.show(console, rows)
+    demonstration.show(console, rows, expected)
+    if expected is not None:
+        demonstration.show_examples(console, checkpoint, processor, examples[1:])
 
 
 class OneLineErrors(TyperCommand):
@@ -151,10 +157,10 @@ def visualize(
         typer.Option(help="For v1: cells of 28 and of 56 px below these stay whole.", show_default="3 2, in bits"),
     ] = None,
     patch_selection_method: Annotated[
-        str | None, typer.Option(help="'v1', 'v2', 'budget' or 'off'.", show_default="v1")
+        str | None, typer.Option(help="'v1', 'v2', 'budget', 'joint' or 'off'.", show_default="v1")
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="budget: share of the patches kept, 0 to 1. v2: larger, fewer patches.")
+        float | None, typer.Option(help="budget, joint: share of the patches kept, 0 to 1. v2: larger, fewer patches.")
     ] = None,
     importance_method: Annotated[
         str | None, typer.Option(help="'entropy', 'laplacian' or 'upsample_mse'.", show_default="entropy")

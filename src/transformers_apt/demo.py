@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,10 @@ import torch
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from transformers_apt.embedded import Example, demo_model_path
 from transformers_apt.stats import patch_stats
 
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -29,8 +30,13 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"patch_selection_method": "budget", "alpha": 0.3},
     {"patch_selection_method": "budget", "alpha": 0.2},
     {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"},
+    {"patch_selection_method": "joint", "alpha": 0.3, "importance_method": "upsample_mse"},
+    {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]},
 )
 """What the table compares; the first is upstream."""
+
+EXAMPLE_SETTINGS = (SETTINGS[0], SETTINGS[1], SETTINGS[8], SETTINGS[10])
+"""What the other examples are asked under: upstream, the default, and two that docs/quality.md recommends."""
 
 STAGES = ("preprocessing", "tower", "generate", "total")
 
@@ -52,33 +58,22 @@ class Row:
     answer: str
 
 
-def load_photo(path: Path | None) -> Image.Image:
-    """The image to look at; without a path, scikit-image's photograph of the astronaut Eileen Collins (NASA).
+def load_photo(path: Path) -> Image.Image:
+    """The image to look at, RGB and upright.
 
     Raises:
-        ValueError: not a readable image. ModuleNotFoundError: no path, and scikit-image is not installed.
+        ValueError: not a readable image.
     """
-    if path is not None:
-        from transformers.image_utils import load_image
+    from transformers.image_utils import load_image
 
-        try:
-            return load_image(Image.open(path)).convert("RGB")  # turns a phone's photo upright, as upstream does
-        except OSError as error:
-            raise ValueError(
-                f"{path} cannot be read as an image ({error}); expected a JPEG, PNG or the like"
-            ) from error
     try:
-        from skimage import data
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "no --image was given and the bundled photo needs scikit-image: pip install 'transformers-apt[demo]', or "
-            "pass --image FILE"
-        ) from error
-    return Image.fromarray(data.astronaut())
+        return load_image(Image.open(path)).convert("RGB")  # turns a phone's photo upright, as upstream does
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}); expected a JPEG, PNG or the like") from error
 
 
 def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any]:
-    """`(model, processor)` of a folder or hub id; without a name, of a small random checkpoint saved to disk first.
+    """`(model, processor)` of a folder or hub id; without a name, of the embedded checkpoint.
 
     Raises:
         ValueError: a path where nothing is. OSError: not a checkpoint, or not to be had from the hub.
@@ -88,11 +83,7 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
 
     if name is None:
         disable_progress_bar()  # a second's work
-        from transformers_apt.tiny_checkpoint import save_checkpoint
-
-        with tempfile.TemporaryDirectory(prefix="transformers-apt-") as folder:
-            save_checkpoint(folder, size="demo")
-            return load_checkpoint(folder, device, dtype)
+        name = str(demo_model_path())
     name = str(Path(name).expanduser()) if name.startswith("~") else name
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise ValueError(
@@ -105,27 +96,36 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
     return model.to(device).eval(), processor
 
 
+def describe_model(name: str | None, model: Any, device: str) -> str:
+    """Who answers, in words."""
+    millions = sum(weight.numel() for weight in model.parameters()) / 1e6
+    size = f"{millions / 1e3:.1f} billion" if millions >= 1e3 else f"{millions:.1f} million"
+    if name is not None:
+        return f"{name} ({size} parameters, on {device})"
+    return (
+        f"the embedded model ({size} parameters, on {device}), trained on drawn scenes: it reads codes and knows "
+        "shapes and colours, nothing else"
+    )
+
+
 def measure(
     model: Any, processor: Any, image: Image.Image, prompt: str, *, max_new_tokens: int, repeats: int
 ) -> list[Row]:
     """Run every setting: a warm-up, then `repeats` timed runs of each stage, interleaved so that noise hits all."""
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-
-    def preprocess(settings: dict[str, Any]) -> Any:
-        inputs = processor(images=image, text=text, images_kwargs=settings, return_tensors="pt")
-        return inputs.to(model.device)
+    preprocess = partial(_preprocess, model, processor, image, prompt)
 
     def tower(inputs: Any) -> Any:
         names = ("pixel_values", "image_grid_thw", "image_patch_layout")
         return model.model.get_image_features(**{name: inputs[name] for name in names if name in inputs})
 
     def generate(inputs: Any) -> Any:
-        # a fixed number of tokens, so that the times compare
+        # the same number of tokens whatever the answer, so that the times compare
         return model.generate(**inputs, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, do_sample=False)
 
     prepared = [preprocess(settings) for settings in SETTINGS]
-    generated = [generate(inputs) for inputs in prepared]
+    answers = [_answer(model, processor, inputs, max_new_tokens) for inputs in prepared]
+    for inputs in prepared:
+        generate(inputs)  # warm-up
     times: list[dict[str, list[float]]] = [{stage: [] for stage in STAGES[:-1]} for _ in SETTINGS]
     with torch.inference_mode():
         for _ in range(repeats):
@@ -134,13 +134,32 @@ def measure(
                 found["tower"].append(_milliseconds(partial(tower, inputs)))
                 found["generate"].append(_milliseconds(partial(generate, inputs)))
     rows = []
-    for settings, inputs, found, output in zip(SETTINGS, prepared, times, generated, strict=True):
+    for settings, inputs, found, answer in zip(SETTINGS, prepared, times, answers, strict=True):
         medians = {stage: statistics.median(values) for stage, values in found.items()}
         medians["total"] = medians["preprocessing"] + medians["generate"]
-        answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         stats = patch_stats(inputs, processor.image_processor.patch_size)[0]
         rows.append(Row(settings, stats, medians, answer))
     return rows
+
+
+def answer(
+    model: Any, processor: Any, image: Image.Image, prompt: str, settings: dict[str, Any], max_new_tokens: int = 16
+) -> str:
+    """What the model says to `prompt` about `image` under `settings`, greedily."""
+    inputs = _preprocess(model, processor, image, prompt, settings)
+    return _answer(model, processor, inputs, max_new_tokens)
+
+
+def _preprocess(model: Any, processor: Any, image: Image.Image, prompt: str, settings: dict[str, Any]) -> Any:
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    inputs = processor(images=image, text=text, images_kwargs=settings, return_tensors="pt")
+    return inputs.to(model.device)
+
+
+def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> str:
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def _milliseconds(work: Callable[[], Any]) -> float:
@@ -156,8 +175,11 @@ def _wait_for_device() -> None:
         torch.accelerator.synchronize()
 
 
-def show(console: Console, rows: list[Row]) -> None:
-    """Print the tokens, the times with their ratio to the first row's (upstream), and what each setting answered."""
+def show(console: Console, rows: list[Row], expected: str | None = None) -> None:
+    """Print the tokens, the times with their ratio to the first row's (upstream), and what each setting answered.
+
+    `expected` is the right answer, where it is known: the others are then marked.
+    """
     tokens = Table(
         "method",
         title="tokens in the vision tower (patches) and in the language model",
@@ -169,6 +191,7 @@ def show(console: Console, rows: list[Row]) -> None:
     times = Table("method", title="milliseconds, median (× upstream's)", title_justify="left", box=SIMPLE_HEAD)
     for stage in STAGES:
         times.add_column(stage, justify="right", no_wrap=True)
+    answers = Table("method", "answer", title="what the model answers", title_justify="left", box=SIMPLE_HEAD)
     upstream = rows[0].milliseconds
     for row in rows:
         sides = [str(row.stats["patches_by_px"].get(side, 0)) for side in (14, 28, 56)]
@@ -177,9 +200,32 @@ def show(console: Console, rows: list[Row]) -> None:
         times.add_row(
             label(row.settings), *(f"{ms:.0f} ({ms / upstream[s]:.2f})" for s, ms in row.milliseconds.items())
         )
-    console.print(tokens, times)
-    for row in rows:
-        console.print(f"[bold]{label(row.settings)}[/bold]: {row.answer!r}", highlight=False, soft_wrap=True)
+        answers.add_row(label(row.settings), judged(row.answer, expected))
+    console.print(tokens, times, answers)
+
+
+def show_examples(console: Console, model: Any, processor: Any, examples: Sequence[Example]) -> None:
+    """Ask each example's question under `EXAMPLE_SETTINGS`, and print the answers."""
+    table = Table("question", "right", title="the other examples", title_justify="left", box=SIMPLE_HEAD)
+    for settings in EXAMPLE_SETTINGS:
+        table.add_column(label(settings))
+    for example in examples:
+        image = load_photo(example.image)
+        answers = (answer(model, processor, image, example.question, settings) for settings in EXAMPLE_SETTINGS)
+        table.add_row(
+            f"{example.image.stem}: {example.question}",
+            example.answer,
+            *(judged(found, example.answer) for found in answers),
+        )
+    console.print(table)
+
+
+def judged(answer: str, expected: str | None) -> str:
+    """An answer for a table: green if it is the expected one, red if not, as it is if none is expected."""
+    text = escape(answer if answer.isprintable() else repr(answer))
+    if expected is None:
+        return text
+    return f"[green]{text} ✓[/green]" if answer.strip() == expected else f"[red]{text} ✗[/red]"
 
 
 def label(settings: dict[str, Any]) -> str:
@@ -188,4 +234,5 @@ def label(settings: dict[str, Any]) -> str:
     words = ["off (upstream)" if method == "off" else method]
     words += [f"{settings['alpha']:g}"] if "alpha" in settings else []
     words += [settings["importance_method"]] if "importance_method" in settings else []
+    words += [str(settings["thresholds"])] if "thresholds" in settings else []
     return " ".join(words)

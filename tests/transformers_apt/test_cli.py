@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 import transformers_apt
-from transformers_apt import demo, startup
+from transformers_apt import demo, embedded, startup
 from transformers_apt.cli import BAD_INPUT, app, main
 
 runner = CliRunner(env={"COLUMNS": "200"})
@@ -55,15 +55,36 @@ def test_demo_on_a_checkpoint_and_an_image(folder, half_plain, tmp_path, monkeyp
     assert any(line[:2] == ["off", "(upstream)"] and line[3::2] == ["(1.00)"] * 4 for line in lines)
     assert any(line[:2] == ["budget", "0.3"] and line[6:7] == ["30%"] for line in lines)
     assert any(line[:2] == ["budget", "0.3"] and len(line) == 10 for line in lines)
-    assert "budget 0.3: " in result.stdout
+    assert "what the model answers" in result.stdout
+    assert "✓" not in result.stdout and "✗" not in result.stdout, "no one knows what is right here"
 
 
-def test_demo_without_a_model_says_that_it_is_random(monkeypatch):
-    monkeypatch.setattr(demo, "SETTINGS", ({"patch_selection_method": "off"},))
-    result = runner.invoke(app, ["demo", "--repeats", "1", "--max-new-tokens", "1", "--device", "cpu"])
+def test_demo_reads_the_embedded_examples(monkeypatch):
+    budget = {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"}
+    monkeypatch.setattr(demo, "SETTINGS", ({"patch_selection_method": "off"}, budget))
+    monkeypatch.setattr(demo, "EXAMPLE_SETTINGS", demo.SETTINGS)
+    result = runner.invoke(app, ["demo", "--repeats", "1", "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    assert "random weights" in result.stdout
-    assert "512×512 px" in result.stdout
+    first, *others = embedded.examples()
+    assert f"Right is: {first.answer}" in result.stdout
+    assert "✗" not in result.stdout
+    assert result.stdout.count(f" {first.answer} ✓") == 2
+    assert result.stdout.count("✓") == 2 * (1 + len(others))
+
+
+def test_demo_marks_a_wrong_answer_and_prints_any_answer():
+    assert demo.judged("12", "12") == "[green]12 ✓[/green]"
+    assert demo.judged("13", "12") == "[red]13 ✗[/red]"
+    assert demo.judged("[b]", None) == "\\[b]"
+    assert demo.judged("a\nb", None) == "'a\\nb'"
+
+
+def test_an_installation_without_its_files_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded, "_FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"model has no config.json; the package brings it along"):
+        embedded.demo_model_path()
+    with pytest.raises(FileNotFoundError, match=r"examples has no questions.jsonl"):
+        embedded.examples()
 
 
 @pytest.mark.parametrize(
@@ -81,12 +102,6 @@ def test_bad_input_is_one_line_and_exit_code_2(options, message):
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.output
-
-
-def test_no_photo_and_no_scikit_image(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "skimage", None)
-    with pytest.raises(ModuleNotFoundError, match=r"transformers-apt\[demo\]"):
-        demo.load_photo(None)
 
 
 def test_a_phones_photo_is_turned_upright(half_plain, tmp_path):
@@ -121,3 +136,5 @@ def test_labels():
     assert demo.label({"patch_selection_method": "v1"}) == "v1"
     settings = {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"}
     assert demo.label(settings) == "budget 0.3 upsample_mse"
+    settings = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]}
+    assert demo.label(settings) == "v1 upsample_mse [36, 36]"

@@ -16,12 +16,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from skimage import data
+from transformers import Qwen2VLImageProcessor
 from typer.testing import CliRunner
 
 import transformers_apt
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_selection import SELECTION_METHODS
+from transformers_apt import embedded
 from transformers_apt.cli import app
+from transformers_apt.demo import load_photo
 from transformers_apt.models.qwen2_vl.selection import DEFAULTS, OFF
 
 ROOT = Path(__file__).parents[2]
@@ -309,7 +312,9 @@ def test_script_runs_to_its_end_without_a_download(script, tmp_path):
         capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "387 of 1,296" in done.stdout
+    image = load_photo(embedded.examples()[0].image)
+    inputs = Qwen2VLImageProcessor()(image, patch_selection_method="budget", alpha=0.3, return_tensors="pt")
+    assert f"{len(inputs['pixel_values']):,} of {int(inputs['image_grid_thw'].prod()):,} patches" in done.stdout
     assert "very small model" in done.stdout
     assert not list(tmp_path.iterdir())
 

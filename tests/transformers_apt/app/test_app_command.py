@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from transformers_apt import app_command, app_examples, embedded
+from transformers_apt import app_command, app_examples, demo, embedded
 from transformers_apt.cli import BAD_INPUT, app
 
 runner = CliRunner(env={"COLUMNS": "200"})
@@ -68,9 +68,9 @@ def test_wrong_options_are_one_line(options, named):
 
 def test_the_model_is_named_with_its_size(answerer):
     weights = sum(weight.numel() for weight in answerer.model.parameters())
-    said = app_command.describe_model("some/model", answerer.model, "cpu")
+    said = demo.describe_model("some/model", answerer.model, "cpu")
     assert said == f"some/model ({weights / 1e6:.1f} million parameters, on cpu)"
-    assert app_command.describe_model(None, answerer.model, "cpu").startswith("the embedded model (")
+    assert demo.describe_model(None, answerer.model, "cpu").startswith("the embedded model (")
 
 
 def test_examples_are_those_that_are_here(tmp_path, monkeypatch):
