@@ -8,11 +8,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from packaging.version import Version
 from PIL import Image
 from skimage import data
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
+from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from apt_code import PatchLayout
@@ -213,6 +215,8 @@ def arrays(draw):
 @pytest.mark.generated
 @given(pixels=arrays(), backend=st.sampled_from(BACKENDS))
 def test_any_array(pixels, backend):
+    # one channel (or what can be read as one): older upstreams fail to normalise it
+    assume(1 not in pixels.shape or Version(transformers_version) >= Version("5.23"))
     assert_works_or_is_refused_alike(backend, lambda: pixels)
 
 
