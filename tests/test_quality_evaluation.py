@@ -112,6 +112,11 @@ def test_evaluation_matches_sizes_and_continues(model, tmp_path, patched):
     halved = rows["downscale, patches of 0.3"]["compute"]
     assert all(rows["budget upsample_mse 0.3"]["compute"][size] > halved[size] for size in halved), "more tokens"
     assert 0.2 < halved["2b"] < 0.5
+    assert {(pair["setting"], pair["against"]) for pair in results["paired"]} == {
+        *((row, "downscale, patches of 0.3") for row in rows if row.endswith("0.3") and "downscale" not in row),
+        ("budget upsample_mse 0.3", "downscale, tokens of 0.3"),
+        ("joint upsample_mse 0.3", "downscale, tokens of joint 0.3"),
+    }
 
     before = (tmp_path / "results.json").read_text()
     evaluate.evaluate(_options(model, tmp_path))
@@ -163,3 +168,13 @@ def test_random_splits_repeat_and_exist_only_inside():
     assert not torch.equal(first[0].patches, first[1].patches)
     with pytest.raises(ValueError, match="importance_method"):
         PatchTokenizer(importance_method="random")
+
+
+def test_paired_difference():
+    ours, theirs = [True] * 60 + [False] * 40, [True] * 50 + [False] * 50
+    found = report.paired(ours, theirs)
+    assert found["difference"] == pytest.approx(0.1)
+    # ten won, none lost: variance (10 - 10²/100) / 100²
+    assert found["high"] - found["difference"] == pytest.approx(1.959964 * 9**0.5 / 100)
+    assert found["difference"] - found["low"] == pytest.approx(found["high"] - found["difference"])
+    assert report.paired(ours, ours) == {"difference": 0.0, "low": 0.0, "high": 0.0}

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.quality.candidates import extra_importance
 from benchmarks.quality.items import Item, fingerprint, from_file, generated, normalise
-from benchmarks.quality.report import add_compute, markdown, plot, summary
+from benchmarks.quality.report import add_compute, markdown, paired, plot, summary
 from benchmarks.quality.settings import Setting, downscaled, standard
 
 
@@ -94,22 +94,51 @@ def run_setting(subject: Subject, items: list[Item], setting: Setting, sizes: di
 
 def score(items: list[Item], answers: list[str], patches: list[int], tokens: list[int]) -> dict[str, dict[str, float]]:
     """Exact match and mean sizes, over all items and by group."""
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, item in enumerate(items):
-        for group in ("all", *item.groups):
-            members[group].append(index)
-    right = [
-        normalise(answer) in {normalise(expected) for expected in item.answers}
-        for item, answer in zip(items, answers, strict=True)
-    ]
+    right = judge(items, answers)
     return {
         name: summary([right[index] for index in found])
         | {
             "patches": sum(patches[index] for index in found) / len(found),
             "tokens": sum(tokens[index] for index in found) / len(found),
         }
-        for name, found in members.items()
+        for name, found in members(items).items()
     }
+
+
+def judge(items: list[Item], answers: list[str]) -> list[bool]:
+    """Which answers are right."""
+    return [
+        normalise(answer) in {normalise(expected) for expected in item.answers}
+        for item, answer in zip(items, answers, strict=True)
+    ]
+
+
+def members(items: list[Item]) -> dict[str, list[int]]:
+    """The places of each group's items."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        for group in ("all", *item.groups):
+            found[group].append(index)
+    return found
+
+
+def against_downscaling(items: list[Item], answers: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each downscale beside the setting it was matched to and all others of the same size, question by question."""
+    found = []
+    for downscale in standard():
+        if downscale.name not in answers or downscale.like not in answers or downscale.equal is None:
+            continue
+        size = answers[downscale.like][downscale.equal]
+        for setting in standard():
+            kept = answers.get(setting.name)
+            if setting.like is None and kept is not None and kept[downscale.equal] == size:
+                ours, theirs = judge(items, kept["answers"]), judge(items, answers[downscale.name]["answers"])
+                groups = {
+                    name: paired([ours[index] for index in places], [theirs[index] for index in places])
+                    for name, places in members(items).items()
+                }
+                found.append({"setting": setting.name, "against": downscale.name, "groups": groups})
+    return found
 
 
 def weights_hash(folder: str) -> str:
@@ -184,6 +213,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
                 f"{setting.name}: {100 * row['groups']['all']['accuracy']:.1f} % at {row['patches']:.0f} patches"
             )
     add_compute(results["settings"], kept_answers)
+    results["paired"] = against_downscaling(items, kept_answers)
     _write(file, json.dumps(results, indent=1))
     (options.out / "results.md").write_text(markdown(results), encoding="utf-8")
     plot(results, options.out)
