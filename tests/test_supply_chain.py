@@ -1,0 +1,106 @@
+"""What is installed is pinned, what is read is data and never code, and SECURITY.md says what is so."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.test_packaging import PTH, START
+from transformers_apt import startup
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+SOURCES = sorted(
+    path for folder in ("apt_code", "src", "debug", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements():
+    """Every requirement of the project and its extras, but those on its own extras."""
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    return [text for group in groups for text in group if not text.startswith("transformers-apt[")]
+
+
+def test_every_pin_is_exact_and_there_once():
+    for pin in PINS:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.+!]*", pin), f"{pin!r} does not name one version"
+    names = [normal(pin.split("==")[0]) for pin in PINS]
+    assert len(names) == len(set(names))
+
+
+def test_every_requirement_is_pinned_within_its_own_range():
+    pins = {normal(name): version for name, version in (pin.split("==") for pin in PINS)}
+    specifiers = pytest.importorskip("packaging.requirements")
+    for text in requirements():
+        requirement = specifiers.Requirement(text)
+        assert normal(requirement.name) in pins, f"{text!r} is not pinned in constraints.txt"
+        assert requirement.specifier.contains(pins[normal(requirement.name)]), f"{text!r} excludes its own pin"
+        assert requirement.url is None, f"{text!r} is not from the package index"
+
+
+def calls_in(path):
+    """`(dotted name, call)` of every call in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def check(path):
+    for name, call in calls_in(path):
+        place = f"{path}:{call.lineno}: {name}"
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        assert name not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"), place
+        assert not re.match(r"(c?[Pp]ickle|dill|marshal|shelve|joblib|cloudpickle)\.", name), place
+        assert name.split(".")[-1] not in ("unsafe_load", "read_pickle"), place
+        if name in ("torch.load", "torch.jit.load", "np.load", "numpy.load"):
+            safe = {"torch.load": "weights_only"}.get(name)
+            value = given.get(safe) if safe else None
+            assert isinstance(value, ast.Constant) and value.value is True, f"{place} without weights_only=True"
+        for forbidden in ("trust_remote_code", "shell", "allow_pickle"):
+            value = given.get(forbidden)
+            harmless = value is None or (isinstance(value, ast.Constant) and value.value is False)
+            assert harmless, f"{place}({forbidden}=…)"
+        if name.endswith("save_pretrained"):
+            assert "safe_serialization" not in given, f"{place}: weights are written as safetensors"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_source_runs_code_that_it_reads(path):
+    check(path)
+
+
+def test_the_scan_sees_what_it_looks_for(tmp_path):
+    for bad in ("eval(x)", "pickle.load(f)", "torch.load(f)", "torch.load(f, weights_only=False)", "os.system('x')",
+                "f(trust_remote_code=True)", "run(c, shell=yes)", "np.load(f)"):  # fmt: skip
+        path = tmp_path / "bad.py"
+        path.write_text(bad)
+        with pytest.raises(AssertionError):
+            check(path)
+
+
+def test_no_source_asks_the_network_by_itself():
+    """Downloading is transformers' own doing; the page's server is gradio's."""
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                top = name.split(".")[0]
+                assert top not in ("requests", "httpx", "urllib3", "aiohttp", "socket", "ftplib", "telnetlib"), path
+                assert name not in ("urllib.request", "http.client"), path
+
+
+def test_security_page_says_what_is_installed():
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert f"```text\n{PTH}```" in page and f"```text\n{START}```" in page
+    assert startup.SWITCH in page
+    for word in startup._OFF_WORDS:
+        assert f"`{word}`" in page
