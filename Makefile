@@ -53,7 +53,8 @@ test: $(STAMP) browser ## run the tests with coverage; some of them: make test T
 # What depends on the version of transformers, in an environment with that one and otherwise the pinned versions.
 WITH = $(VENV)-$(TRANSFORMERS)
 VERSION_TESTS := tests/test_startup_hook.py tests/test_startup_finder.py tests/test_tiny_checkpoint.py tests/transformers_apt
-VERSION_TESTS_LEAVE_OUT := app test_documentation.py test_visualize.py test_visualize_bad_input.py test_work.py test_load.py
+VERSION_TESTS_LEAVE_OUT := app test_cli.py test_documentation.py test_flops.py test_load.py test_visualize.py \
+	test_visualize_bad_input.py test_work.py
 
 $(VENV)-%/.installed: pyproject.toml constraints.txt src/transformers_apt.pth src/transformers_apt.start
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one or say make PYTHON=/path/to/python."; exit 1; }

@@ -209,7 +209,7 @@ def arrays(draw):
             ]
         )
     )(pixels)
-    return torch.tensor(np.ascontiguousarray(pixels)) if draw(st.booleans()) and kind != "uint16" else pixels
+    return torch.tensor(pixels.copy()) if draw(st.booleans()) and kind != "uint16" else pixels
 
 
 @pytest.mark.generated
