@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from transformers_apt import app_command, app_examples, demo, embedded
+from transformers_apt import app_examples, demo, embedded
 from transformers_apt.cli import BAD_INPUT, app
 
 runner = CliRunner(env={"COLUMNS": "200"})
