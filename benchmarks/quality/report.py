@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.candidates import CANDIDATES
 from transformers_apt.flops import QWEN2_VL, prefill_flops, tower_flops
 
 _TEXT_TOKENS = 32
@@ -117,28 +118,32 @@ def _abscissa(row: dict[str, Any], key: str) -> float:
 
 
 def plot(results: dict[str, Any], folder: Path, groups: tuple[str, ...] = ("all", "read 14+ px")) -> list[Path]:
-    """Accuracy against vision patches, language tokens and, where it is known, compute; one file each."""
+    """Accuracy against vision patches, language tokens and, where it is known, compute; one file each.
+
+    Maps on trial stay in the table: their curves lie on top of one another.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     rows = results["settings"]
-    shown = [name for name in groups if any(name in row["groups"] for row in rows)]
+    titles = [name for name in groups if any(name in row["groups"] for row in rows)]
     written = []
     against = {"patches": "vision patches per picture (mean)", "tokens": "language tokens per picture (mean)"}
     for size in rows[0].get("compute", {}):
         against[f"compute_{size}"] = f"operations to the first token, {size.upper()} shape, % of upstream's"
     for key, label in against.items():
-        figure, axes = plt.subplots(1, len(shown), figsize=(6.4 * len(shown), 4.6), squeeze=False)
-        for axis, name in zip(axes[0], shown, strict=True):
+        figure, axes = plt.subplots(1, len(titles), figsize=(6.4 * len(titles), 4.6), squeeze=False)
+        for axis, name in zip(axes[0], titles, strict=True):
             series: dict[str, list[dict[str, Any]]] = {}
             for row in rows:
                 title = row["series"]
                 matched = title.endswith(("equal patches", "equal tokens"))
                 if matched and key.startswith("compute"):
                     title, matched = "downscale", False
-                if name in row["groups"] and (not matched or title.endswith(f"equal {key}")):
+                shown = title.removeprefix("budget ") not in CANDIDATES or title == "budget random"
+                if shown and name in row["groups"] and (not matched or title.endswith(f"equal {key}")):
                     series.setdefault(title, []).append(row)
             for title, found in series.items():
                 found = sorted(found, key=lambda row: _abscissa(row, key))
