@@ -78,6 +78,8 @@ class Answerer:
         text = ""
         try:
             for piece in run.streamer:
+                if run.failure is not None:
+                    break  # the last piece is an empty one, and there may be no figures to go with it
                 text += piece
                 yield run.answer(text, done=False)
         finally:

@@ -110,6 +110,7 @@ def serve(page: Any, folder: Path, upload_bytes: int, port: int | None = None, *
     """
     import gradio as gr
     from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from transformers_apt.app_text import CSS
 
@@ -135,6 +136,12 @@ def serve(page: Any, folder: Path, upload_bytes: int, port: int | None = None, *
         pwa=False,
         mcp_server=False,
         state_session_capacity=256,
-        app_kwargs={"middleware": [Middleware(Guard, folder=folder, most=100 * upload_bytes)]},
+        app_kwargs={
+            "middleware": [
+                # another site's name that was made to point here (DNS rebinding) is refused
+                Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+                Middleware(Guard, folder=folder, most=100 * upload_bytes),
+            ]
+        },
     )
     return str(address)

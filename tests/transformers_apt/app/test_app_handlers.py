@@ -235,6 +235,15 @@ def test_a_failing_model_is_reported_and_freed(bench, put, astronaut, monkeypatc
     assert threading.active_count() < 50
 
 
+def test_a_failure_before_there_are_figures_is_reported_as_it_is(bench, put, astronaut, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no chat template")
+
+    monkeypatch.setattr(bench.answerer.processor, "apply_chat_template", fail)
+    with pytest.raises(RuntimeError, match="no chat template"):
+        list(bench.ask(put(astronaut), "What?", [HALF]))
+
+
 def test_what_a_visitor_sends_is_escaped(bench, put, astronaut):
     photo = bench.photo(put(astronaut, "<img src=x onerror=alert(1)>.png"))
     for said in (app_text.describe_photo(photo), app_text.error(photo.name), app_text.header("<b>")):

@@ -23,7 +23,7 @@ class Qwen2VLImageProcessor(Overlay):
     - `_standardize_kwargs` refuses settings that cannot be used, before any image is read;
     - `_preprocess` selects patches after resizing, and normalises only those that are kept; it returns
       `image_patch_layout` beside `pixel_values`. With `"off"` it is upstream's own.
-    - `last_budget_info`, what `budget` did to each image of this thread's last call.
+    - `last_budget_info`, what `budget` or `joint` did to each image of this thread's last call.
 
     `get_number_of_image_patches` stays upstream's: exact for `"off"`, an upper bound for the other methods.
     """
