@@ -36,8 +36,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 """What the table compares; the first is upstream."""
 
 EXAMPLE_SETTINGS = (SETTINGS[0], SETTINGS[1], *SETTINGS[-3::2])
-"""What the other examples are asked under: upstream, the default, the founding documents' budget with a better map, and
-what docs/quality.md recommends."""
+"""What the other examples are asked under: upstream, the default, `budget` with a better map, and what docs/quality.md
+recommends."""
 
 STAGES = ("preprocessing", "tower", "generate", "total")
 
