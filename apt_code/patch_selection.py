@@ -27,6 +27,9 @@ PAD_VALUE = 1e6
 
 SELECTION_METHODS = ("v1", "v2", "budget", "joint")
 
+BUDGETED = ("budget", "joint")
+"""The methods whose alpha is the fraction of patches to keep."""
+
 TOKEN_PRICE = 5.0
 """What `joint` takes a language token to cost, in vision patches."""
 
@@ -91,7 +94,7 @@ def check_alpha(method: str, alpha: float) -> None:
     """
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise TypeError(f"alpha is a number, got {alpha!r} of type {type(alpha).__name__}")
-    if method in ("budget", "joint") and not 0 <= alpha <= 1:
+    if method in BUDGETED and not 0 <= alpha <= 1:
         raise ValueError(
             f"alpha={alpha} with {method!r}: expected 0 <= alpha <= 1, the fraction of the full-resolution patches to "
             "keep"

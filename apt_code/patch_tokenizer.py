@@ -18,6 +18,7 @@ from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_layout import PatchLayout
 from apt_code.patch_packing import area_average, cells_of, pack_patches
 from apt_code.patch_selection import (
+    BUDGETED,
     PAD_VALUE,
     SELECTION_METHODS,
     check_alpha,
@@ -211,8 +212,7 @@ class PatchTokenizer(nn.Module):
 
     def _keeps_everything(self, images: Tensor) -> bool:
         """Whether a budget splits every cell, so that no pixel has to be read; floats are, to find the unreadable."""
-        budgeted = self.patch_selection_method in ("budget", "joint")
-        if not budgeted or self.image_size is not None or images.is_floating_point():
+        if self.patch_selection_method not in BUDGETED or self.image_size is not None or images.is_floating_point():
             return False
         size = (images.shape[-2], images.shape[-1])
         plan = plan_of_size(size, self.base_patch_size, self.alpha, self.num_scales)

@@ -124,7 +124,8 @@ def members(items: list[Item]) -> dict[str, list[int]]:
 
 def against_downscaling(items: list[Item], answers: dict[str, Any]) -> list[dict[str, Any]]:
     """Each downscale beside the setting it was matched to and all others of the same size, question by question."""
-    found = []
+    right = {name: judge(items, kept["answers"]) for name, kept in answers.items()}
+    places_of, found = members(items), []
     for downscale in standard():
         if downscale.name not in answers or downscale.like not in answers or downscale.equal is None:
             continue
@@ -132,10 +133,10 @@ def against_downscaling(items: list[Item], answers: dict[str, Any]) -> list[dict
         for setting in standard():
             kept = answers.get(setting.name)
             if setting.like is None and kept is not None and kept[downscale.equal] == size:
-                ours, theirs = judge(items, kept["answers"]), judge(items, answers[downscale.name]["answers"])
+                ours, theirs = right[setting.name], right[downscale.name]
                 groups = {
                     name: paired([ours[index] for index in places], [theirs[index] for index in places])
-                    for name, places in members(items).items()
+                    for name, places in places_of.items()
                 }
                 found.append({"setting": setting.name, "against": downscale.name, "groups": groups})
     return found

@@ -22,7 +22,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 import transformers_apt
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
-from apt_code.patch_selection import PAD_VALUE, check_thresholds
+from apt_code.patch_selection import BUDGETED, PAD_VALUE, check_thresholds
 from apt_code.patch_tokenizer import PatchTokenizer
 from apt_code.visualization import to_picture
 from transformers_apt.models.qwen2_vl import selection
@@ -242,7 +242,7 @@ def stats_of(view: View, name: str) -> dict[str, Any]:
         "grid": {"h": layout.grid[0], "w": layout.grid[1]},
         "patches": {"full": full, "kept": layout.num_patches, "by_px": by_px},
         "retention": {
-            "target": settings["alpha"] if settings["patch_selection_method"] in selection.BUDGETED else None,
+            "target": settings["alpha"] if settings["patch_selection_method"] in BUDGETED else None,
             "actual": layout.retention,
         },
         "language_tokens": {"full": full // MERGE_SIZE**2, "kept": layout.num_language_tokens},

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_packing import RowPacker
-from apt_code.patch_selection import SELECTION_METHODS, check_alpha, check_thresholds
+from apt_code.patch_selection import BUDGETED, SELECTION_METHODS, check_alpha, check_thresholds
 from apt_code.patch_tokenizer import PatchTokenizer
 
 logger = logging.get_logger("transformers.models.qwen2_vl.adaptive_patches")
@@ -51,9 +51,6 @@ USED_BY: Mapping[str, frozenset[str]] = {
     OFF: frozenset(),
 }
 """The settings that each method reads."""
-
-BUDGETED = ("budget", "joint")
-"""The methods whose alpha is the fraction of patches to keep."""
 
 FIRST_USE_NOTICE = (
     "Adaptive patches are on for Qwen2-VL: plain regions of an image become 28- and 56-px patches. That saves tokens "
