@@ -13,7 +13,7 @@ from apt_code.entropy_utils import IMPORTANCE_METHODS
 from transformers_apt import app_text as text
 from transformers_apt.app_examples import QUESTION, Example
 from transformers_apt.app_handlers import Look, Setting, UserError, Workbench
-from transformers_apt.app_server import Drawings
+from transformers_apt.app_server import KEPT, Drawings
 from transformers_apt.models.qwen2_vl import selection
 
 HINT = "Drop a photo above, or pick an example."
@@ -43,7 +43,7 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
     """
     work = _Work(bench, drawings)
     first = examples[0] if examples else None
-    with gr.Blocks(title=text.TITLE, analytics_enabled=False, delete_cache=(300, 3600)) as page:
+    with gr.Blocks(title=text.TITLE, analytics_enabled=False, delete_cache=(300, KEPT)) as page:
         gr.HTML(text.header(model))
         with gr.Row():
             with gr.Column(min_width=300):

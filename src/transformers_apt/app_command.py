@@ -74,11 +74,11 @@ def assemble(answerer: Answerer, limits: Limits, folder: Path, model: str) -> An
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from transformers_apt import app
     from transformers_apt.app_examples import collect
-    from transformers_apt.app_server import Drawings
+    from transformers_apt.app_server import DRAWINGS, Drawings
 
     examples = collect(folder.resolve() / "examples")
     bench = Workbench(answerer, limits, (uploads,))
-    page = app.build(bench, examples, Drawings(uploads / "drawings"), model)
+    page = app.build(bench, examples, Drawings(uploads / DRAWINGS), model)
     with without_notice():
         warm_up(bench, uploads)
     return page

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 
 from transformers_apt.visualize_files import JPEG
@@ -18,6 +21,15 @@ from transformers_apt.visualize_files import JPEG
 HOST = "127.0.0.1"
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 """The browser loads nothing from anywhere else, whatever gradio's front end asks for."""
+
+DRAWINGS = "drawings"
+"""The folder of the drawings within the one of the uploads, out of which alone gradio serves files."""
+
+ENVELOPE = 2**18
+"""Bytes of a request that is no upload, and of what an upload has around its file."""
+
+KEPT = 3600
+"""Seconds until an upload is deleted."""
 
 
 class Drawings:
@@ -47,55 +59,116 @@ class Drawings:
 
 
 class Guard:
-    """ASGI middleware: refuses to fetch from other hosts, and uploads where too much is stored already.
+    """ASGI middleware: refuses to fetch from other hosts, large requests, and uploads beyond what may be stored.
 
-    gradio would pass other hosts' files on (`file=https://…`, `proxy=…`), which this page never needs.
+    gradio would pass other hosts' files on (`file=https://…`, `proxy=…`), which this page never needs. It bounds each
+    file of an upload, but neither how many they are nor its form fields, and keeps what came of one that was cut off.
 
     Args:
         app: what comes next.
         folder: of the uploads.
-        most: bytes that may lie there.
+        upload_bytes: of one upload.
+        most: bytes of uploads that may lie there, those that are on their way included.
     """
 
-    def __init__(self, app: Any, folder: Path, most: int) -> None:
+    def __init__(self, app: Any, folder: Path, upload_bytes: int, most: int) -> None:
         self.app = app
         self.folder = folder
+        self.upload_bytes = upload_bytes
         self.most = most
+        self._coming = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
         """As ASGI wants it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope["path"])
+        started = False
 
         async def send_with_policy(message: Any) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
             await send(message)
 
-        await (refusal or self.app)(scope, receive, send_with_policy)
+        last = scope["path"].rsplit("/gradio_api/", 1)[-1].lstrip("/").lower()
+        limit = self.upload_bytes + ENVELOPE if last == "upload" else ENVELOPE
+        announced = int(dict(scope["headers"]).get(b"content-length", limit))
+        expected = min(announced, limit) if last == "upload" else 0
+        refusal = _too_large(limit) if announced > limit else self._refusal(last, expected)
+        self._coming += expected
+        try:
+            await (refusal or self.app)(scope, _counted(receive, limit, cut_off=last == "upload"), send_with_policy)
+        except MultiPartException:  # which reading an upload handles itself
+            if started:
+                raise
+            await _too_large(limit)(scope, receive, send_with_policy)
+        finally:
+            self._coming -= expected
 
-    def _refusal(self, path: str) -> PlainTextResponse | None:
+    def _refusal(self, last: str, expected: int) -> PlainTextResponse | None:
         """What to answer instead, if anything."""
-        last = path.rsplit("/gradio_api/", 1)[-1].lstrip("/").lower()
         if last.startswith(("proxy=", "file=http:", "file=https:", "file/http:", "file/https:")):
             return PlainTextResponse("This page does not fetch from other hosts.", 403)
-        if last == "upload" and stored_bytes(self.folder) > self.most:
-            return PlainTextResponse("The server holds too many uploads; try again in an hour.", 413)
+        if last == "upload":
+            delete_abandoned(self.folder)
+            # what has come of an upload under way is counted twice, so that `most` is never exceeded
+            if stored_bytes(self.folder) + self._coming + expected > self.most:
+                return PlainTextResponse("The server holds too many uploads; try again in an hour.", 413)
         return None
 
 
+def _too_large(limit: int) -> PlainTextResponse:
+    return PlainTextResponse(f"Request exceeded maximum allowed size of {limit} bytes.", 413)
+
+
+def _counted(receive: Callable[[], Awaitable[Any]], limit: int, cut_off: bool) -> Callable[[], Awaitable[Any]]:
+    """`receive` that ends a body which grows beyond `limit`, and if told so one that is cut off, by an exception.
+
+    It is gradio's own, at which it deletes what it has written of the upload.
+    """
+    seen, whole = 0, False
+
+    async def counted() -> Any:
+        nonlocal seen, whole
+        message = await receive()
+        if message["type"] == "http.request":
+            seen += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if seen > limit:
+                raise MultiPartException(f"Request exceeded maximum allowed size of {limit} bytes.")
+        elif cut_off and not whole:
+            raise MultiPartException("The upload was cut off.")
+        return message
+
+    return counted
+
+
 def stored_bytes(folder: Path) -> int:
-    """What the files of a folder's folders take."""
+    """What the uploads of a folder take; the drawings, which are bounded otherwise, are not counted."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != DRAWINGS]
         for name in names:
             try:
                 total += os.lstat(os.path.join(place, name)).st_size
             except FileNotFoundError:
                 continue  # deleted meanwhile
     return total
+
+
+def delete_abandoned(folder: Path, age: float = KEPT) -> None:
+    """Delete what came of uploads that never became one; gradio, which deletes the others, knows nothing of them.
+
+    Args:
+        folder: of the uploads; a finished one lies in a folder of its own.
+        age: seconds since the last change, from which on a file is one.
+    """
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):
+            if entry.is_file(follow_symlinks=False) and time.time() - entry.stat(follow_symlinks=False).st_mtime > age:
+                os.unlink(entry)
 
 
 def serve(page: Any, folder: Path, upload_bytes: int, port: int | None = None, *, browse: bool = False) -> str:
@@ -140,7 +213,7 @@ def serve(page: Any, folder: Path, upload_bytes: int, port: int | None = None, *
             "middleware": [
                 # another site's name that was made to point here (DNS rebinding) is refused
                 Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
-                Middleware(Guard, folder=folder, most=100 * upload_bytes),
+                Middleware(Guard, folder=folder, upload_bytes=upload_bytes, most=100 * upload_bytes),
             ]
         },
     )

@@ -1,6 +1,5 @@
 """The served page, spoken to as a program would that means no good: limits, files, hosts, and many at once."""
 
-import asyncio
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from transformers_apt import app_server
-from transformers_apt.app_server import Drawings, Guard
+from transformers_apt.app_server import Drawings
 
 A = ["budget", "entropy", 0.3, 1.0]
 B = ["off", "entropy", 0.3, 1.0]
@@ -143,30 +141,3 @@ def test_drawings_are_bounded(tmp_path):
     drawings = Drawings(tmp_path / "drawn", most=3)
     paths = [Path(drawings.save(Image.new("RGB", (8, 8)))) for _ in range(5)]
     assert [path.exists() for path in paths] == [False, False, True, True, True]
-
-
-def _asked(guard, path):
-    """Status and body that the guard, or the app behind it, sends."""
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    asyncio.run(guard({"type": "http", "path": path, "method": "POST", "headers": []}, None, send))
-    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
-
-
-def test_uploads_are_bounded_in_all(tmp_path):
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"through"})
-
-    guard = Guard(app, tmp_path, most=100)
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "file").write_bytes(b"x" * 100)
-    assert app_server.stored_bytes(tmp_path) == 100
-    assert _asked(guard, "/gradio_api/upload") == (200, b"through")
-    (tmp_path / "two").write_bytes(b"x")
-    status, body = _asked(guard, "/gradio_api/upload")
-    assert status == 413 and b"too many uploads" in body
-    assert _asked(guard, "/gradio_api/queue/join") == (200, b"through")
