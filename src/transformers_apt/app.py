@@ -12,7 +12,7 @@ from loguru import logger
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from transformers_apt import app_text as text
 from transformers_apt.app_examples import QUESTION, Example
-from transformers_apt.app_handlers import Look, Setting, UserError, Workbench
+from transformers_apt.app_handlers import Look, Setting, UserError, Workbench, own_thresholds
 from transformers_apt.app_server import KEPT, Drawings
 from transformers_apt.models.qwen2_vl import selection
 
@@ -91,8 +91,9 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
         gr.on([page.load, photo.change], work.show_both, everything, shown, api_name="photo", **drawing)
         size.change(work.show_both, everything, shown, api_visibility="private", **drawing)
         for name, panel in (("a", left), ("b", right)):
-            method = panel.controls[0]
+            method, importance, *_, fine, coarse = panel.controls
             method.change(_visible_controls, method, panel.controls[1:], queue=False, api_visibility="private")
+            importance.change(_fresh_thresholds, importance, [fine, coarse], queue=False, api_visibility="private")
             gr.on(
                 [control.change for control in panel.controls],
                 work.show_one,
@@ -185,6 +186,17 @@ def _panel(name: str, start: Setting) -> Panel:
                 visible=start.method == "v2",
                 elem_id=f"{prefix}-multiple",
             )
+            with gr.Row():
+                thresholds = [
+                    gr.Number(
+                        **_threshold(place, start.importance),
+                        visible=start.method == "v1",
+                        min_width=140,
+                        step=0.5,
+                        elem_id=f"{prefix}-{name}",
+                    )
+                    for place, name in enumerate(("fine", "coarse"))
+                ]
         facts = gr.HTML(elem_id=f"{prefix}-facts")
         with gr.Tabs():
             with gr.Tab("Tiling"):
@@ -195,7 +207,7 @@ def _panel(name: str, start: Setting) -> Panel:
             with gr.Tab("Importance"):
                 gr.HTML(text.note(MAPS))
                 maps = gr.Gallery(show_label=False, columns=2, object_fit="contain", height=600, buttons=[])
-    return Panel([method, importance, share, multiple], [facts, legend, tiling, seen, maps])
+    return Panel([method, importance, share, multiple, *thresholds], [facts, legend, tiling, seen, maps])
 
 
 def _picture(label: str, name: str) -> dict[str, Any]:
@@ -210,12 +222,29 @@ def _picture(label: str, name: str) -> dict[str, Any]:
     }
 
 
-def _visible_controls(method: str) -> tuple[Any, Any, Any]:
-    """Importance, and the alpha that the method reads."""
+def _threshold(place: int, importance: str) -> dict[str, Any]:
+    """One of `v1`'s thresholds, empty: the map's own, which the empty field shows."""
+    return {
+        "value": None,
+        "label": f"Whole below, {(28, 56)[place]} px ({IMPORTANCE_METHODS[importance].unit})",
+        "placeholder": f"{own_thresholds(importance)[place]:g}",
+    }
+
+
+def _fresh_thresholds(importance: str) -> tuple[Any, Any]:
+    """For another map, whose unit is another one."""
+    fine, coarse = (gr.Number(**_threshold(place, importance)) for place in range(2))
+    return fine, coarse
+
+
+def _visible_controls(method: str) -> tuple[Any, ...]:
+    """Importance, and the alpha or the thresholds that the method reads."""
     return (
         gr.Dropdown(visible=method != selection.OFF),
         gr.Slider(visible=_reads_share(method)),
         gr.Slider(visible=method == "v2"),
+        gr.Number(visible=method == "v1"),
+        gr.Number(visible=method == "v1"),
     )
 
 
@@ -275,8 +304,8 @@ class _Work:
 
 
 def _setting(controls: Sequence[Any]) -> Setting:
-    method, importance, share, multiple = controls
-    return Setting(method, importance, share, multiple)
+    method, importance, share, multiple, fine, coarse = controls
+    return Setting(method, importance, share, multiple, (fine, coarse))
 
 
 def _nothing(message: str) -> list[Any]:

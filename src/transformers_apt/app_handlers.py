@@ -56,12 +56,14 @@ class Setting:
         method, importance: `patch_selection_method` and `importance_method`.
         share: alpha of `budget` and `joint`.
         multiple: alpha of `v2`.
+        thresholds: of `v1`, for cells of 28 and of 56 px; `None` is the importance map's own.
     """
 
     method: str
     importance: str
     share: float
     multiple: float
+    thresholds: tuple[float | None, float | None] = (None, None)
 
     def kwargs(self) -> dict[str, Any]:
         """Only what the method reads.
@@ -70,7 +72,7 @@ class Setting:
             UserError: settings that cannot be used.
         """
         alpha = self.multiple if self.method == "v2" else self.share
-        given = {"importance_method": self.importance, "alpha": alpha}
+        given = {"importance_method": self.importance, "alpha": alpha, "thresholds": self._thresholds()}
         used = selection.USED_BY.get(self.method, frozenset(given))
         kwargs: dict[str, Any] = {name: value for name, value in given.items() if name in used}
         kwargs["patch_selection_method"] = self.method
@@ -79,6 +81,18 @@ class Setting:
         except (TypeError, ValueError) as error:
             raise UserError(f"{error}.") from error
         return kwargs
+
+    def _thresholds(self) -> list[float] | None:
+        """With the map's own where one was left empty; `None` where both were."""
+        if self.thresholds == (None, None) or self.importance not in IMPORTANCE_METHODS:
+            return None
+        own = own_thresholds(self.importance)
+        return [one if given is None else given for given, one in zip(self.thresholds, own, strict=True)]
+
+
+def own_thresholds(importance: str) -> list[float]:
+    """A map's own, for cells of 28 and of 56 px."""
+    return IMPORTANCE_METHODS[importance].thresholds(selection.NUM_SCALES)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ SETTINGS = [
     HALF,
     Setting("joint", "upsample_mse", 0.4, 1.0),
     Setting("v1", "entropy", 0.5, 1.0),
+    Setting("v1", "upsample_mse", 0.5, 1.0, (36, 36)),
     Setting("v2", "laplacian", 0.5, 0.8),
     Setting("off", "entropy", 0.5, 1.0),
 ]
@@ -66,6 +67,8 @@ def test_alpha_decides_the_count_and_the_page_says_it(bench, put, astronaut):
         (Setting("v2", "entropy", 0.5, -1.0), "alpha=-1.0 with 'v2'"),
         (Setting("v2", "entropy", 0.5, float("nan")), "alpha=nan"),
         (Setting("budget", "entropy", "0.5", 1.0), "alpha is a number, got '0.5'"),
+        (Setting("v1", "entropy", 0.5, 1.0, ("3", None)), "thresholds holds numbers, got '3'"),
+        (Setting("v1", "entropy", 0.5, 1.0, (None, float("nan"))), "thresholds=[3.0, nan] holds NaN"),
         (Setting("best", "entropy", 0.5, 1.0), "patch_selection_method='best'"),
         (Setting("budget", "beauty", 0.5, 1.0), "importance_method='beauty'"),
     ],
@@ -73,6 +76,16 @@ def test_alpha_decides_the_count_and_the_page_says_it(bench, put, astronaut):
 def test_a_setting_out_of_range_is_one_sentence(bench, put, astronaut, setting, named):
     with pytest.raises(UserError, match=re.escape(named)):
         bench.look(put(astronaut), setting)
+
+
+def test_thresholds_are_read_by_v1_alone_and_an_empty_one_is_the_maps_own():
+    recommended = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]}
+    assert Setting("v1", "upsample_mse", 0.5, 1.0, (36, 36)).kwargs() == recommended
+    assert Setting("v1", "upsample_mse", 0.5, 1.0, (36, None)).kwargs()["thresholds"] == [36, 64]
+    assert Setting("v1", "entropy", 0.5, 1.0, (None, 0)).kwargs()["thresholds"] == [3, 0]
+    assert Setting("v1", "entropy", 0.5, 1.0).kwargs()["thresholds"] is None
+    for method in ("budget", "joint", "v2", "off"):
+        assert "thresholds" not in Setting(method, "entropy", 0.5, 1.0, ("no number", 36)).kwargs()
 
 
 def _claims_to_be(width, height):

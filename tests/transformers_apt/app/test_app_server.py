@@ -1,5 +1,6 @@
 """The served page, spoken to as a program would that means no good: limits, files, hosts, and many at once."""
 
+import html
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +10,8 @@ from PIL import Image
 
 from transformers_apt.app_server import Drawings
 
-A = ["budget", "entropy", 0.3, 1.0]
-B = ["off", "entropy", 0.3, 1.0]
+A = ["budget", "entropy", 0.3, 1.0, None, None]
+B = ["off", "entropy", 0.3, 1.0, None, None]
 
 
 def test_it_listens_on_this_machine_only_and_shares_nothing(served):
@@ -68,15 +69,41 @@ def test_no_other_host_is_asked(served):
 @pytest.mark.parametrize(
     ("controls", "named"),
     [
-        (["budget", "entropy", 1.5, 1.0], "1.5 is greater than maximum"),
-        (["v2", "entropy", 0.5, -1.0], "-1.0 is less than minimum"),
-        (["best", "entropy", 0.5, 1.0], "best is not in the list of choices"),
+        (["budget", "entropy", 1.5, 1.0, None, None], "1.5 is greater than maximum"),
+        (["v2", "entropy", 0.5, -1.0, None, None], "-1.0 is less than minimum"),
+        (["best", "entropy", 0.5, 1.0, None, None], "best is not in the list of choices"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_the_server(served, encoded, controls, named):
     (path,) = served.upload("photo.png", encoded(112, 112)).json()
     kind, told = served.call("setting_a", path, "2b", *controls)
     assert kind == "error" and named in told["error"].replace("'", "")
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "named"),
+    [
+        (["36", 36], "thresholds holds numbers, got '36'"),
+        ([[36], 36], "thresholds holds numbers, got [36]"),
+        ([True, None], "thresholds holds numbers, got True"),
+        ([None, 10**400], "an integer that no float can hold"),
+    ],
+)
+def test_thresholds_that_are_none_are_one_sentence(served, encoded, thresholds, named):
+    (path,) = served.upload("photo.png", encoded(112, 112)).json()
+    kind, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds)
+    assert kind == "complete" and named in html.unescape(told[0]) and told[1:4] == ["", None, None]
+
+
+def test_thresholds_are_v1s_and_an_empty_one_is_the_maps_own(served, encoded):
+    (path,) = served.upload("photo.png", encoded(168, 168)).json()
+    captions = {}
+    for thresholds in ((36, 36), (36, None), (None, None)):
+        _, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds)
+        captions[thresholds] = [entry["caption"] for entry in told[4]][1:]
+    assert captions[36, 36] == ["28 px: whole below 36 grey levels²", "56 px: whole below 36 grey levels²"]
+    assert captions[36, None] == ["28 px: whole below 36 grey levels²", "56 px: whole below 64 grey levels²"]
+    assert captions[None, None] == ["28 px: whole below 64 grey levels²", "56 px: whole below 64 grey levels²"]
 
 
 def test_inline_data_cannot_take_the_files_place(served, encoded):
@@ -125,7 +152,7 @@ def test_many_sessions_at_once_each_get_their_own(served, encoded):
         (path,) = served.upload(f"photo{number}.png", encoded(width, height, number)).json()
         kind, told = served.call("photo", path, "2b", *A, *B)
         full = width * height // 196
-        counted = [re.search(r"([\d,]+) of ([\d,]+)<", html) for html in (told[1], told[6])]
+        counted = [re.search(r"([\d,]+) of ([\d,]+)<", facts) for facts in (told[1], told[6])]
         return kind, told[0].count(f"photo{number}.png"), [found[2] == f"{full:,}" for found in counted], counted[1][1]
 
     with ThreadPoolExecutor(12) as pool:
