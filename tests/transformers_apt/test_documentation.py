@@ -66,6 +66,13 @@ def test_every_page_is_looked_at():
     assert {"README.md", "docs/answer.md", "docs/usage.md", "docs/implementation.md"} <= set(pages_with("python"))
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_list_numbers_start_their_lines(page):
+    """A number that a reflow has moved to the end of another step is no step any more."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^.*(?:[.:;!?] |[。：；])\d+\.(?: .*)?$", text, re.MULTILINE)
+
+
 # ---------------------------------------------------------------- Python
 
 
