@@ -12,9 +12,11 @@ summation, or on the neighbours in the batch.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,11 +50,30 @@ def _check_images(images: Tensor, patch_size: int, num_scales: int) -> None:
         raise ValueError(f"images is an empty batch, expected at least one image, got {tuple(images.shape)}")
     if patch_size < 1 or num_scales < 1:
         raise ValueError(f"patch_size and num_scales are at least 1, got {patch_size} and {num_scales}")
-    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+    if not images.is_floating_point() or images.numel() == 0:
+        return
+    lowest, highest = torch.stack(images.aminmax()).tolist()  # NaN comes through; a GPU is waited for once
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError(
             "images hold NaN or infinite pixels; expected finite values in [0, 255]: replace them (torch.nan_to_num), "
             "or leave the image as it is with the method 'off'"
         )
+    if not are_grey_levels(lowest, highest):
+        warnings.warn(
+            f"images hold pixels from {lowest:.4g} to {highest:.4g}, expected grey levels from 0 to 255: their "
+            "importance says little, and most cells will stay whole; multiply images in [0, 1] by 255",
+            stacklevel=3,
+        )
+
+
+def are_grey_levels(lowest: Any, highest: Any) -> Any:
+    """Whether an image with these extreme values (numbers or tensors) can be one in [0, 255].
+
+    Bicubic resizing overshoots a little, but not without anything bright. An image of one value may be any.
+    """
+    slack = 0.05 * 255
+    bright = (highest > 1) & ((lowest >= 0) | (highest > slack))
+    return (lowest >= -slack) & (highest <= 255 + slack) & (bright | (highest == lowest))
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -125,8 +146,9 @@ def compute_patch_entropy_batched(
         raise ValueError(f"bins is at least 1, got {bins}")
     height, width = images.shape[-2:]
     sides = [patch_size * 2**scale for scale in range(num_scales)]
-    entropies = _entropies_compiled if _fits_entropy_kernel(images, sides[-1], bins) else _entropies
-    found = entropies(images, sides, bins)
+    if _fits_entropy_kernel(images, sides[-1], bins):
+        return _entropies_compiled(images, sides, bins, pad_value)
+    found = _entropies(images, sides, bins)
     return {side: _round_up(bits, height, width, side, pad_value) for side, bits in zip(sides, found, strict=True)}
 
 
@@ -170,15 +192,26 @@ def _fits_entropy_kernel(images: Tensor, coarsest: int, bins: int) -> bool:
     return bins <= kernels.MOST_BINS and coarsest**2 <= kernels.MOST_PIXELS
 
 
-def _entropies_compiled(images: Tensor, sides: Sequence[int], bins: int) -> list[Tensor]:
-    """The same by the compiled kernel."""
+def _entropies_compiled(images: Tensor, sides: Sequence[int], bins: int, pad_value: float) -> dict[int, Tensor]:
+    """The finished maps by the compiled kernel."""
     from apt_code import kernels
 
     pixels = images.expand(-1, 3, -1, -1).contiguous().numpy()  # one memory layout, so one compilation
-    table = _count_log_table(sides[-1] ** 2, images.device).numpy()
-    weights, units = np.array(GREY_WEIGHTS) * bins, np.array([_bits_per_unit(side) for side in sides])
-    bits = torch.from_numpy(kernels.entropies(pixels, sides[0], len(sides), bins, weights, table, units))
-    return [bits[i, :, : images.shape[-2] // side, : images.shape[-1] // side] for i, side in enumerate(sides)]
+    maps = {side: _empty_map(images, side, pad_value) for side in sides}
+    kernels.entropies(pixels, sides[0], bins, *_entropy_constants(tuple(sides), bins), tuple(maps.values()))
+    return {side: torch.from_numpy(found) for side, found in maps.items()}
+
+
+@lru_cache(maxsize=8)
+def _entropy_constants(sides: tuple[int, ...], bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grey weights, `c log2 c` and bits per unit, as the kernel takes them."""
+    table = _count_log_table(sides[-1] ** 2, torch.device("cpu")).numpy()
+    return np.array(GREY_WEIGHTS) * bins, table, np.array([_bits_per_unit(side) for side in sides])
+
+
+def _empty_map(images: Tensor, side: int, value: float) -> np.ndarray:
+    """A map that is `value` everywhere, for a kernel to write the complete cells of."""
+    return np.full((len(images), -(-images.shape[-2] // side), -(-images.shape[-1] // side)), value, np.float32)
 
 
 def compute_patch_laplacian_batched(
@@ -215,14 +248,22 @@ def compute_patch_upsample_mse_batched(
     _check_images(images, patch_size, num_scales)
     height, width = images.shape[-2:]
     channels = images.shape[1]
-    square_error = _square_error_compiled if can_compile(images) else _square_error
-    maps = {
-        patch_size: images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
-    }
+    nothing = images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
+    maps = {patch_size: _round_up(nothing, height, width, patch_size, pad_value)}
     for size in (2**scale for scale in range(1, num_scales)):
-        total = square_error(images, patch_size, size)
-        maps[patch_size * size] = total.double() * (_error_unit(size) / (channels * (patch_size * size) ** 2))
-    return {side: _round_up(error, height, width, side, pad_value) for side, error in maps.items()}
+        side = patch_size * size
+        per_unit = _error_unit(size) / (channels * side**2)
+        if can_compile(images):
+            from apt_code import kernels
+
+            errors = _empty_map(images, side, pad_value)
+            # one memory layout, so one compilation
+            kernels.upsample_errors(images.contiguous().numpy(), patch_size, size, per_unit, errors)
+            maps[side] = torch.from_numpy(errors)
+        else:
+            mean = _square_error(images, patch_size, size).double() * per_unit
+            maps[side] = _round_up(mean, height, width, side, pad_value)
+    return maps
 
 
 def _square_error(images: Tensor, patch_size: int, size: int) -> Tensor:
@@ -241,14 +282,6 @@ def _square_error(images: Tensor, patch_size: int, size: int) -> Tensor:
         return [square.round().long().sum(dim=(1, 2, 3)).view(len(part), rows, cols)]
 
     return _in_parts(images, errors_of)[0]
-
-
-def _square_error_compiled(images: Tensor, patch_size: int, size: int) -> Tensor:
-    """The same sums by the compiled kernel."""
-    from apt_code import kernels
-
-    # one memory layout, so one compilation
-    return torch.from_numpy(kernels.upsample_square_error(images.contiguous().numpy(), patch_size, size))
 
 
 def _error_unit(size: int) -> float:

@@ -46,7 +46,7 @@ def _bins_of_line(red, green, blue, weights, bins, line):  # type: ignore[no-unt
 
 
 @compiled
-def entropies(images, patch_size, num_scales, bins, weights, table, units):  # type: ignore[no-untyped-def]
+def entropies(images, patch_size, bins, weights, table, units, maps):  # type: ignore[no-untyped-def]
     """The entropy of every complete cell, `(table[N] − Σ table[count]) · unit` over its grey-level histogram.
 
     Goes from one cell of the coarsest scale to the next, so that its histograms stay in the fastest cache, and looks
@@ -54,17 +54,16 @@ def entropies(images, patch_size, num_scales, bins, weights, table, units):  # t
 
     Args:
         images: `(b, 3, H, W)` uint8.
-        patch_size, num_scales, bins: as `compute_patch_entropy_batched`; at most `MOST_BINS`, and a coarsest cell of
-            at most `MOST_PIXELS`.
+        patch_size, bins: as `compute_patch_entropy_batched`; at most `MOST_BINS`, and a coarsest cell of at most
+            `MOST_PIXELS`.
         weights: `(3,)` int64, grey weights in ten-thousandths times `bins`.
         table: `(largest count + 1,)` int64, `c log2 c` in fixed point.
         units: `(num_scales,)` float64, what one of it is worth in bits.
-
-    Returns:
-        `(num_scales, b, H // patch_size, W // patch_size)` float64; scale i fills the first `rows, cols` of its grid.
+        maps: tuple of `(b, at least rows, at least cols)` float32, finest first, written, but for cells that
+            stick out.
     """
     rows, cols = images.shape[2] // patch_size, images.shape[3] // patch_size
-    bits = np.empty((num_scales, images.shape[0], rows, cols), np.float64)
+    num_scales = len(maps)
     wholes = np.array([table[(patch_size << scale) ** 2] for scale in range(num_scales)])
     across = 2 ** (num_scales - 1)  # base cells along a side of the coarsest cell
     strip = np.empty((across * patch_size, cols * patch_size), np.uint16)
@@ -93,7 +92,7 @@ def entropies(images, patch_size, num_scales, bins, weights, table, units):  # t
                         total = np.int64(0)
                         for b in range(low, high + 1):
                             total += table[histogram[b]]
-                        bits[0, image, top + r, left + c] = (wholes[0] - total) * units[0]
+                        maps[0][image, top + r, left + c] = (wholes[0] - total) * units[0]
                 for scale in range(1, num_scales):
                     finer = counts[scale - 1]
                     for r in range(tall >> scale):
@@ -111,9 +110,8 @@ def entropies(images, patch_size, num_scales, bins, weights, table, units):  # t
                             for b in range(low, high + 1):
                                 total += table[histogram[b]]
                             missing = wholes[scale] - total
-                            bits[scale, image, (top >> scale) + r, (left >> scale) + c] = missing * units[scale]
+                            maps[scale][image, (top >> scale) + r, (left >> scale) + c] = missing * units[scale]
                 counts[:] = 0
-    return bits
 
 
 # -------------------------------------------------------------------- reconstruction error
@@ -148,7 +146,7 @@ def _add_across(area, blend, size, average, own, west, east):  # type: ignore[no
 
 @compiled
 def _add_errors(errors, a, west_a, east_a, vertical, own, west, east, unit, itself, next_one):  # type: ignore[no-untyped-def]
-    """`|U a|² − 2 · unit · <x, U a>` of one coarse row, added per column; see `upsample_square_error`."""
+    """`|U a|² − 2 · unit · <x, U a>` of one coarse row, added per column; see `upsample_errors`."""
     for c in range(errors.shape[0]):
         overlap = itself * a[c] + next_one * (west_a[c] + east_a[c])
         product = np.int64(own[c]) * a[c] + np.int64(west[c]) * west_a[c] + np.int64(east[c]) * east_a[c]
@@ -156,8 +154,8 @@ def _add_errors(errors, a, west_a, east_a, vertical, own, west, east, unit, itse
 
 
 @compiled
-def upsample_square_error(images, patch_size, size):  # type: ignore[no-untyped-def]
-    """Sum of squared errors between every complete cell and its own coarse patch scaled back up.
+def upsample_errors(images, patch_size, size, per_unit, errors):  # type: ignore[no-untyped-def]
+    """Mean squared error between every complete cell and its own coarse patch scaled back up.
 
     With `x` the cell's pixels, `a` the sums of its size × size blocks and `U` the scaling up, the error is
     `|x|² − 2 <x, U a> + |U a|²`, where `<x, U a> = <Uᵀ x, a>` and `|U a|² = <a, UᵀU a>`: nothing is ever scaled up.
@@ -169,14 +167,12 @@ def upsample_square_error(images, patch_size, size):  # type: ignore[no-untyped-
         images: `(b, c, H, W)` uint8.
         patch_size: side of the coarse raster.
         size: 2, 4 or 8; the cell is `patch_size · size` pixels wide.
-
-    Returns:
-        `(b, rows, cols)` int64, in those units squared.
+        per_unit: what one of those units squared, summed over a cell, is worth in the mean.
+        errors: `(b, at least rows, at least cols)` float32, written, but for cells that stick out.
     """
     side = patch_size * size
     rows, cols = images.shape[2] // side, images.shape[3] // side
     width, coarse_width = cols * side, cols * patch_size
-    errors = np.empty((images.shape[0], rows, cols), np.int64)
     squares, columns = np.empty(width, np.int32), np.empty(coarse_width, np.int64)
     area, blend = np.empty((patch_size, width), np.int32), np.empty((patch_size + 2, width), np.int32)
     a, own = np.empty((patch_size, coarse_width), np.int32), np.empty((patch_size, coarse_width), np.int32)
@@ -229,8 +225,7 @@ def upsample_square_error(images, patch_size, size):  # type: ignore[no-untyped-
                 total = unit * unit * square
                 for c in range(col * patch_size, (col + 1) * patch_size):
                     total += columns[c]
-                errors[image, row, col] = total
-    return errors
+                errors[image, row, col] = np.float64(total) * per_unit
 
 
 # -------------------------------------------------------------------- packing
@@ -263,16 +258,32 @@ def _copy(values, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def gather_rows(images, patches, ends, places, tables, starts, patch_size, frames, rows):  # type: ignore[no-untyped-def]
-    """Look up every pixel of the kept patches in a table of finished values.
+def _scale(sums, per_pixel, mean, std, values):  # type: ignore[no-untyped-def]
+    for x in range(values.shape[0]):
+        values[x] = (np.float32(sums[x]) * per_pixel - mean) / std
+
+
+@compiled
+def _scale_patch(pixels, top, left, side, mean, std, values):  # type: ignore[no-untyped-def]
+    """`_scale` of a patch of the finest size, straight from its pixels."""
+    for y in range(side):
+        row, line = pixels[top + y, left : left + side], values[y * side : (y + 1) * side]
+        for x in range(side):
+            line[x] = (np.float32(row[x]) - mean) / std
+
+
+@compiled
+def gather_rows(images, patches, ends, places, tables, starts, means, stds, patch_size, frames, rows):  # type: ignore[no-untyped-def]
+    """Finish every pixel of the kept patches: as `(pixel − mean) / std`, or by looking it up.
 
     Args:
         images: `(b, c, H, W)` uint8.
         patches: `(n, 3)` int64 `(row, col, size)`, of all images one after the other.
         ends: `(b,)` int64, where each image's patches end.
         places: `(b,)` int64, where each image's rows begin.
-        tables: `(c, entries)` float32: for each size, the value of a sum of `size²` pixels.
+        tables: `(c, entries)` float32: for each size, the value of a sum of `size²` pixels. Not used with means.
         starts: `(largest size + 1,)` int64: where a size's values start in the tables, −1 for what is no size.
+        means, stds: `(c,)` float32, or both empty to look up instead.
         patch_size, frames: side of the raster, and how often each is repeated.
         rows: `(at least n, c·frames·patch_size²)` float32, written.
 
@@ -281,7 +292,7 @@ def gather_rows(images, patches, ends, places, tables, starts, patch_size, frame
     """
     height, width = images.shape[2] // patch_size, images.shape[3] // patch_size
     area = patch_size * patch_size
-    buffer, values = np.empty(area * (len(starts) - 1), np.uint16), np.empty(area, np.float32)
+    buffer = np.empty(area * (len(starts) - 1), np.uint16)
     image, place = 0, places[0]
     for i in range(patches.shape[0]):
         while i >= ends[image]:
@@ -295,22 +306,32 @@ def gather_rows(images, patches, ends, places, tables, starts, patch_size, frame
         top, left, wide = row * patch_size, col * patch_size, size * patch_size
         sums = buffer[: patch_size * wide]
         for channel in range(images.shape[1]):
-            pixels = images[image, channel]
-            if wide == 14:
-                _add_rows(pixels, top, left, 1, 14, sums)
-            elif wide == 28 and size == 2:
-                _add_rows(pixels, top, left, 2, 28, sums)
-            elif wide == 56 and size == 4:
-                _add_rows(pixels, top, left, 4, 56, sums)
+            pixels, begin = images[image, channel], channel * frames * area
+            values = rows[place, begin : begin + area]
+            if size == 1 and len(means) > 0:
+                if patch_size == 14:
+                    _scale_patch(pixels, top, left, 14, means[channel], stds[channel], values)
+                else:
+                    _scale_patch(pixels, top, left, patch_size, means[channel], stds[channel], values)
             else:
-                _add_rows(pixels, top, left, size, wide, sums)
-            left_over = patch_size * wide
-            while left_over > area:  # then along the rows: pairs never straddle two of them
-                left_over //= 2
-                for x in range(left_over):
-                    sums[x] = sums[2 * x] + sums[2 * x + 1]
-            _look_up(sums, tables[channel, starts[size] :], values)
-            for frame in range(channel * frames, (channel + 1) * frames):
-                _copy(values, rows[place, frame * area : (frame + 1) * area])
+                if wide == 14:
+                    _add_rows(pixels, top, left, 1, 14, sums)
+                elif wide == 28 and size == 2:
+                    _add_rows(pixels, top, left, 2, 28, sums)
+                elif wide == 56 and size == 4:
+                    _add_rows(pixels, top, left, 4, 56, sums)
+                else:
+                    _add_rows(pixels, top, left, size, wide, sums)
+                left_over = patch_size * wide
+                while left_over > area:  # then along the rows: pairs never straddle two of them
+                    left_over //= 2
+                    for x in range(left_over):
+                        sums[x] = sums[2 * x] + sums[2 * x + 1]
+                if len(means) > 0:
+                    _scale(sums, np.float32(1.0 / (size * size)), means[channel], stds[channel], values)
+                else:
+                    _look_up(sums, tables[channel, starts[size] :], values)
+            for frame in range(1, frames):
+                _copy(values, rows[place, begin + frame * area : begin + (frame + 1) * area])
         place += 1
     return -1

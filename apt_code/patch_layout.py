@@ -133,7 +133,7 @@ class PatchLayout:
                     "layout, so pass the `image_grid_thw` of the processor call that made the layout"
                 )
         shapes = [(int(grid[-2]), int(grid[-1])) for grid in rows]
-        areas = torch.tensor([h * w for h, w in shapes], dtype=torch.int64)
+        areas = torch.tensor([h * w for h, w in shapes], dtype=torch.int64, device="cpu")
         sizes = cls((0, 0), packed).sizes
         # Sizes that fit nowhere would hide from the count below: their squares are 0, or overflow to it.
         misfit = ((sizes < 1) | (sizes > max((max(shape) for shape in shapes), default=0))).nonzero()
@@ -151,7 +151,8 @@ class PatchLayout:
                 f"the patch layout covers {total} base cells but the image grids {shapes} have {int(areas.sum())}; "
                 "pass the `image_patch_layout` and `image_grid_thw` of the same processor call"
             )
-        lengths = (torch.searchsorted(covered, areas.cumsum(0)) + 1).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        ends = torch.searchsorted(covered, areas.cumsum(0)) + 1
+        lengths = ends.diff(prepend=ends.new_zeros(1))
         layouts = [cls(*part) for part in zip(shapes, packed.split(lengths.tolist()), strict=True)]
         for layout in layouts:
             layout.validate()

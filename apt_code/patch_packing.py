@@ -7,6 +7,7 @@ base cells, `t` frames. Only the patches that are kept are ever read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -48,8 +49,8 @@ def pack_patches(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int
     """
     patches = _patches_of(images, layouts, patch_size)
     _check_places(patches, layouts)
-    counts = torch.tensor([layout.num_patches for layout in layouts])
-    owner = torch.arange(len(layouts)).repeat_interleave(counts)
+    counts = torch.tensor([layout.num_patches for layout in layouts], device=patches.device)
+    owner = torch.arange(len(layouts), device=patches.device).repeat_interleave(counts)
     packed = torch.empty(
         (len(patches), images.shape[1], patch_size, patch_size), dtype=torch.float32, device=images.device
     )
@@ -63,6 +64,19 @@ def pack_patches(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int
     return packed
 
 
+@dataclass(frozen=True)
+class Affine:
+    """`(pixel − mean) / std` in float32, one value of each per channel, in the pixels' own unit."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def of(self, pixels: Tensor) -> Tensor:
+        """`(..., c, height, width)` float32."""
+        mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+
 class RowPacker:
     """Packs patches as finished model input: normalised, one row each, in canonical order.
 
@@ -70,16 +84,21 @@ class RowPacker:
         patch_size: side of a base patch in pixels.
         frames: how often a patch is repeated, because a still image fills every frame of a temporal patch.
         normalise: pixelwise map of `(n, c, height, width)` float32 pixels; it may differ between channels.
+        affine: what `normalise` is said to be. It is believed once it gave the bits of `normalise` for every value
+            there is, and then for good: two packers with equal `affine` must have equal `normalise`.
 
-    Bytes are not normalised pixel by pixel: the few values that a patch's pixel can have are, once for all images that
-    one packer sees, and the rest is looking up.
+    Bytes do not go through `normalise`: they are worked out as `affine`, or, where that is not given or not so, the
+    few values that a patch's pixel can have are normalised once for all images of one packer, and looked up.
     """
 
-    def __init__(self, patch_size: int, frames: int, normalise: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, patch_size: int, frames: int, normalise: Callable[[Tensor], Tensor], affine: Affine | None = None
+    ) -> None:
         self.patch_size = patch_size
         self.frames = frames
         self.normalise = normalise
-        self._tables: dict[tuple[int, int], tuple[Tensor, np.ndarray]] = {}
+        self.affine = affine
+        self._tables: dict[tuple[int, int], np.ndarray] = {}
 
     def __call__(self, images: Tensor, layouts: Sequence[PatchLayout]) -> list[Tensor]:
         """One `(n, c·t·p·p)` float32 tensor per image.
@@ -89,7 +108,7 @@ class RowPacker:
             layouts: one per image.
         """
         lengths = [layout.num_patches for layout in layouts]
-        rows = torch.empty((sum(lengths), self.row_length(images)), device=images.device)
+        rows = torch.empty((sum(lengths), self.row_length(images)), dtype=torch.float32, device=images.device)
         parts = list(rows.split(lengths))
         self.write(images, layouts, rows, [sum(lengths[:i]) for i in range(len(lengths))])
         return parts
@@ -113,7 +132,7 @@ class RowPacker:
             )
         whole = images.shape[-2] % self.patch_size == 0 and images.shape[-1] % self.patch_size == 0
         if whole and can_compile(images):
-            self._look_up(images, layouts, rows, starts)
+            self._write_compiled(images, layouts, rows, starts)
             return
         patches = self.normalise(pack_patches(images, layouts, self.patch_size)).float()
         # (n, c, p, p) -> (n, c·t·p·p)
@@ -121,7 +140,9 @@ class RowPacker:
         for part, start in zip(made.split([layout.num_patches for layout in layouts]), starts, strict=True):
             rows[start : start + len(part)] = part
 
-    def _look_up(self, images: Tensor, layouts: Sequence[PatchLayout], rows: Tensor, starts: Sequence[int]) -> None:
+    def _write_compiled(
+        self, images: Tensor, layouts: Sequence[PatchLayout], rows: Tensor, starts: Sequence[int]
+    ) -> None:
         from apt_code import kernels
 
         patches = _patches_of(images, layouts, self.patch_size)
@@ -131,30 +152,49 @@ class RowPacker:
                 f"a patch of size {largest}: expected at most {kernels.LARGEST_SIZE} base cells along a side; "
                 "build the layout with fewer scales"
             )
-        table, begins = self._table(images.shape[1], largest)
+        affine = self._believed(images.shape[1], largest)
+        if affine is None:
+            table, mean, std = self._table(images.shape[1], largest), _NOTHING, _NOTHING
+        else:
+            table, mean, std = _NOTHING[None], np.array(affine.mean, np.float32), np.array(affine.std, np.float32)
         ends = np.cumsum([layout.num_patches for layout in layouts])
         wrong = kernels.gather_rows(
-            images.contiguous().numpy(), patches.numpy(), ends, np.array(starts), table.numpy(), begins,
-            self.patch_size, self.frames, rows.numpy(),
+            images.contiguous().numpy(), patches.numpy(), ends, np.array(starts), table, _averages(largest)[1],
+            mean, std, self.patch_size, self.frames, rows.numpy(),
         )  # fmt: skip
         if wrong >= 0:
             for layout in layouts:
                 layout.validate()
 
-    def _table(self, channels: int, largest: int) -> tuple[Tensor, np.ndarray]:
-        """`(c, entries)` finished values, and where each size's begin."""
+    def _table(self, channels: int, largest: int) -> np.ndarray:
+        """`(c, entries)` finished values, by size."""
         if (channels, largest) not in self._tables:
-            averages, begins = _averages(largest)
-            finished = self.normalise(averages.repeat(1, channels, 1, 1))
-            self._tables[channels, largest] = finished[0, :, 0].float().contiguous(), begins
+            finished = self.normalise(_averages(largest)[0].repeat(1, channels, 1, 1))
+            self._tables[channels, largest] = finished[0, :, 0].float().contiguous().numpy()
         return self._tables[channels, largest]
+
+    def _believed(self, channels: int, largest: int) -> Affine | None:
+        """`affine`, if it is what `normalise` does to every value that patches up to this size can have."""
+        if self.affine is None or {len(self.affine.mean), len(self.affine.std)} != {channels}:
+            return None
+        key = (self.affine, largest)
+        if key not in _affine_holds:
+            if len(_affine_holds) >= 64:
+                _affine_holds.clear()
+            said = self.affine.of(_averages(largest)[0].repeat(1, channels, 1, 1))[0, :, 0].numpy()
+            _affine_holds[key] = np.array_equal(said, self._table(channels, largest))
+        return self.affine if _affine_holds[key] else None
+
+
+_affine_holds: dict[tuple[Affine, int], bool] = {}
+_NOTHING = np.empty(0, np.float32)
 
 
 @lru_cache(maxsize=8)
 def _averages(largest: int) -> tuple[Tensor, np.ndarray]:
     """`(1, 1, 1, entries)`: what 1, 2², … largest² bytes can average to, by their sum; and where each size begins."""
     sizes = [2**scale for scale in range(largest.bit_length())]
-    values = [torch.arange(255 * size**2 + 1, dtype=torch.float32) / size**2 for size in sizes]
+    values = [torch.arange(255 * size**2 + 1, dtype=torch.float32, device="cpu") / size**2 for size in sizes]
     begins = np.full(largest + 1, -1, dtype=np.int64)
     begins[sizes] = np.cumsum([0, *map(len, values[:-1])])
     return torch.cat(values).view(1, 1, 1, -1), begins
@@ -175,6 +215,6 @@ def _patches_of(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int)
 def _check_places(patches: Tensor, layouts: Sequence[PatchLayout]) -> None:
     """Refuse patches outside their grid: cheap, for all images at once; they would read the wrong memory."""
     ends = patches[:, :2] + patches[:, 2:]
-    if bool((patches < 0).any() | (ends > torch.tensor(layouts[0].grid)).any()):
+    if bool((patches < 0).any() | (ends > patches.new_tensor(layouts[0].grid)).any()):
         for layout in layouts:
             layout.validate()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,10 @@ from torch import Tensor
 
 from apt_code.compilation import can_compile
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
+from apt_code.selection_settings import check_alpha, check_thresholds
 
 PAD_VALUE = 1e6
 """Importance of a cell that is not wholly inside the image."""
-
-SELECTION_METHODS = ("v1", "v2", "budget", "joint")
-
-BUDGETED = ("budget", "joint")
-"""The methods whose alpha is the fraction of patches to keep."""
 
 TOKEN_PRICE = 5.0
 """What `joint` takes a language token to cost, in vision patches."""
@@ -84,56 +79,6 @@ def plan_budget(
     budget = round(alpha * h * w)
     k = min(max(0, (budget - base_tokens) // 3), candidates)
     return BudgetPlan(h * w, base_tokens, budget, k, alpha, base_tokens + 3 * k)
-
-
-def check_alpha(method: str, alpha: float) -> None:
-    """Refuse an alpha that `method` cannot use.
-
-    Raises:
-        TypeError: not a number. ValueError: outside the method's range.
-    """
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise TypeError(f"alpha is a number, got {alpha!r} of type {type(alpha).__name__}")
-    if method in BUDGETED and not 0 <= alpha <= 1:
-        raise ValueError(
-            f"alpha={alpha} with {method!r}: expected 0 <= alpha <= 1, the fraction of the full-resolution patches to "
-            "keep"
-        )
-    if method == "v2" and not 0 <= alpha <= sys.float_info.max:  # not math.isfinite: it fails on huge integers
-        raise ValueError(
-            f"alpha={alpha} with 'v2': expected a finite alpha >= 0, the multiple of the mean importance below which "
-            "cells stay whole (larger alpha, fewer patches)"
-        )
-
-
-def check_thresholds(thresholds: Sequence[float], num_scales: int) -> list[float]:
-    """The thresholds as floats, one per coarse scale.
-
-    Raises:
-        TypeError: not a sequence of numbers. ValueError: the wrong number of them, or NaN.
-    """
-    if isinstance(thresholds, (str, bytes)) or not isinstance(thresholds, Sequence):
-        raise TypeError(f"thresholds is a list of numbers, got {thresholds!r}")
-    for value in thresholds:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"thresholds holds numbers, got {value!r} in {list(thresholds)}")
-    if len(thresholds) != num_scales - 1:
-        raise ValueError(
-            f"thresholds={list(thresholds)} for {num_scales} scales: expected {num_scales - 1} values, the threshold "
-            "of each coarse scale from the finest up ([28 px, 56 px] for Qwen2-VL)"
-        )
-    try:
-        found = [float(value) for value in thresholds]
-    except OverflowError as error:
-        raise ValueError(
-            f"thresholds={list(thresholds)} holds an integer that no float can hold; expected numbers in the unit of "
-            "the importance map, float('inf') to keep every cell whole"
-        ) from error
-    if any(math.isnan(value) for value in found):
-        raise ValueError(
-            f"thresholds={list(thresholds)} holds NaN; expected numbers in the unit of the importance map"
-        )
-    return found
 
 
 def select_patches_by_threshold(entropy_maps: Mapping[int, Tensor], thresholds: Sequence[float]) -> dict[int, Tensor]:
@@ -204,13 +149,12 @@ def rule_budget(maps: Mapping[int, Tensor], plan: BudgetPlan, coarse_scores: boo
     """As `rule_v1`, for `budget`."""
     sides = _check_maps(maps)
     _warn_below_base(plan)
-    if can_compile(maps[sides[0]], torch.float32) and len(sides) > 1:
+    if _can_select_compiled(maps):
         from apt_code import selection_kernels
 
-        split = selection_kernels.best_splits(_as_arrays(maps), PAD_VALUE, coarse_scores, plan.k)
-        shapes = {side: maps[side].shape[1:] for side in reversed(sides[1:])}
-        parts = torch.from_numpy(~split).split([shape.numel() for shape in shapes.values()], dim=1)
-        return {side: part.view(-1, *shape) for part, (side, shape) in zip(parts, shapes.items(), strict=True)}
+        scores = _per_coarse_cell(maps, np.float64)
+        selection_kernels.split_scores(_as_arrays(maps), PAD_VALUE, coarse_scores, scores)
+        return _make_best_splits_compiled(maps, scores, plan)
     return _make_best_splits(maps, _split_scores(maps, sides, coarse_scores), plan)
 
 
@@ -238,8 +182,15 @@ def select_patches_jointly(
 
 def rule_joint(maps: Mapping[int, Tensor], plan: BudgetPlan, coarse_scores: bool) -> dict[int, Tensor]:
     """As `rule_v1`, for `joint`."""
+    sides = _check_maps(maps)
     _warn_below_base(plan)
-    return _make_best_splits(maps, _joint_scores(maps, _check_maps(maps), coarse_scores), plan)
+    if _can_select_compiled(maps):
+        from apt_code import selection_kernels
+
+        scores, prices = _per_coarse_cell(maps, np.float64), np.array(_split_prices(len(sides)))
+        selection_kernels.joint_scores(_as_arrays(maps), PAD_VALUE, coarse_scores, prices, scores)
+        return _make_best_splits_compiled(maps, scores, plan)
+    return _make_best_splits(maps, _joint_scores(maps, sides, coarse_scores), plan)
 
 
 def _make_best_splits(maps: Mapping[int, Tensor], scores: Mapping[int, Tensor], plan: BudgetPlan) -> dict[int, Tensor]:
@@ -256,6 +207,25 @@ def _make_best_splits(maps: Mapping[int, Tensor], scores: Mapping[int, Tensor], 
     return {side: ~split[side] for side in sides[1:]}
 
 
+def _make_best_splits_compiled(
+    maps: Mapping[int, Tensor], scores: tuple[np.ndarray, ...], plan: BudgetPlan
+) -> dict[int, Tensor]:
+    from apt_code import selection_kernels
+
+    whole = _per_coarse_cell(maps, np.bool_)
+    selection_kernels.keep_all_but_best(scores, plan.k, whole)
+    return {side: torch.from_numpy(kept) for side, kept in zip(sorted(maps)[1:], whole, strict=True)}
+
+
+def _can_select_compiled(maps: Mapping[int, Tensor]) -> bool:
+    return len(maps) > 1 and can_compile(maps[min(maps)], torch.float32)
+
+
+def _per_coarse_cell(maps: Mapping[int, Tensor], dtype: type) -> tuple[np.ndarray, ...]:
+    """An array like each coarse map, for a kernel to write."""
+    return tuple(np.empty(maps[side].shape, dtype) for side in sorted(maps)[1:])
+
+
 def _warn_below_base(plan: BudgetPlan) -> None:
     if plan.budget < plan.base_tokens:
         warnings.warn(
@@ -268,15 +238,12 @@ def _warn_below_base(plan: BudgetPlan) -> None:
 
 def lay_out(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> list[PatchLayout]:
     """One layout per image, on the host, of the tiling that keeps cells whole where a rule would, largest first."""
-    sides = sorted(maps)
-    if not can_compile(maps[sides[0]], torch.float32):
+    if not _can_select_compiled(maps):
         return PatchLayout.from_masks_of_batch(tile(maps, keep_whole))
     from apt_code import selection_kernels
 
-    parts = [keep_whole[side].flatten(1) for side in reversed(sides[1:])]
-    whole = torch.cat(parts, dim=1) if parts else torch.empty((len(maps[sides[0]]), 0), dtype=torch.bool)
-    patches, counts = selection_kernels.canonical_patches(_as_arrays(maps), whole.numpy(), PAD_VALUE)
-    h, w = maps[sides[0]].shape[1:]
+    patches, counts = selection_kernels.canonical_patches(_as_arrays(maps), _as_arrays(keep_whole), PAD_VALUE)
+    h, w = maps[min(maps)].shape[1:]
     return [PatchLayout((h, w), part) for part in torch.from_numpy(patches).split(counts.tolist())]
 
 
@@ -316,6 +283,7 @@ def _split_scores(maps: Mapping[int, Tensor], sides: Sequence[int], coarse_score
 
 def _joint_scores(maps: Mapping[int, Tensor], sides: Sequence[int], coarse_scores: bool) -> dict[int, Tensor]:
     """As `_split_scores`, in importance per cost."""
+    prices = _split_prices(len(sides))
     mean = maps[sides[0]].double()
     loss, scores = torch.zeros_like(mean), {}  # losses are in units of a base cell's
     gains, costs = torch.zeros_like(mean), torch.zeros_like(mean)  # of a cell's best splits
@@ -324,7 +292,7 @@ def _joint_scores(maps: Mapping[int, Tensor], sides: Sequence[int], coarse_score
         mean = _four_children(mean, shape).sum(0) / 4
         own = torch.where(inside, (maps[side].double() if coarse_scores else mean) * 4**scale, 0.0)
         gain = own - _four_children(loss, shape).sum(0)
-        cost = torch.full_like(gain, 3.0 + (3.0 * TOKEN_PRICE if 2**scale > MERGE_SIZE else 0.0))
+        cost = torch.full_like(gain, prices[scale - 1])
         child_gains, child_costs = _four_children(gains, shape), _four_children(costs, shape)
         best = (child_gains / child_costs).nan_to_num(0.0).argsort(dim=0, descending=True, stable=True)
         best_gain, best_cost = gain, cost
@@ -341,6 +309,11 @@ def _joint_scores(maps: Mapping[int, Tensor], sides: Sequence[int], coarse_score
         parent = parent.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :rows, :cols]
         scores[finer] = torch.minimum(scores[finer], parent)
     return scores
+
+
+def _split_prices(num_scales: int) -> list[float]:
+    """What a split costs at each coarse scale: three patches, and the price of the language tokens that it adds."""
+    return [3.0 + (3.0 * TOKEN_PRICE if 2**scale > MERGE_SIZE else 0.0) for scale in range(1, num_scales)]
 
 
 def _four_children(values: Tensor, shape: torch.Size) -> Tensor:

@@ -18,11 +18,7 @@ from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_layout import PatchLayout
 from apt_code.patch_packing import area_average, cells_of, pack_patches
 from apt_code.patch_selection import (
-    BUDGETED,
     PAD_VALUE,
-    SELECTION_METHODS,
-    check_alpha,
-    check_thresholds,
     lay_out,
     plan_of_maps,
     plan_of_size,
@@ -32,6 +28,7 @@ from apt_code.patch_selection import (
     rule_v2,
     tile,
 )
+from apt_code.selection_settings import BUDGETED, SELECTION_METHODS, check_alpha, check_thresholds
 
 PREFIX_MARK = -1
 """Mark of a prefix (class) token in `output_mask`."""
@@ -274,6 +271,6 @@ class PatchTokenizer(nn.Module):
                 f"mean={self.mean} and std={self.std} for images of {patches.shape[-3]} channel(s): expected one "
                 "value of each per channel"
             )
-        mean = torch.tensor(self.mean, device=patches.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=patches.device).view(-1, 1, 1)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=patches.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=patches.device).view(-1, 1, 1)
         return (patches / 255 - mean) / std

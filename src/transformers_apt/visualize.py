@@ -22,8 +22,9 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 import transformers_apt
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
-from apt_code.patch_selection import BUDGETED, PAD_VALUE, check_thresholds
+from apt_code.patch_selection import PAD_VALUE
 from apt_code.patch_tokenizer import PatchTokenizer
+from apt_code.selection_settings import BUDGETED, check_thresholds
 from apt_code.visualization import to_picture
 from transformers_apt.models.qwen2_vl import selection
 from transformers_apt.stats import image_layouts

@@ -176,3 +176,18 @@ def test_cuda_gives_the_same_bits(method):
     images = torch.stack([picture(130, 118, seed=seed) for seed in range(3)])
     on_gpu = METHODS[method](images.cuda(), num_scales=4)
     assert_same_maps({k: v.cpu() for k, v in on_gpu.items()}, METHODS[method](images, num_scales=4))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-2.1, 2.6), (0.0, 65535.0)])
+def test_pixels_that_are_no_grey_levels_are_named(low, high):
+    noise = torch.rand(1, 3, 56, 56) * (high - low) + low
+    for method in IMPORTANCE_METHODS.values():
+        with pytest.warns(UserWarning, match="expected grey levels from 0 to 255.*multiply"):
+            method.compute(noise, 14, 3)
+
+
+def test_grey_levels_are_not_warned_of(recwarn):
+    noise = torch.rand(1, 3, 56, 56)
+    for images in (noise * 255, noise * 3, noise * 260 - 4, torch.full((1, 3, 56, 56), 0.5)):
+        compute_patch_entropy_batched(images, 14, 3)
+    assert not recwarn.list

@@ -13,7 +13,7 @@ from skimage import data
 from apt_code import InvalidLayoutError, PatchLayout, PatchTokenizer, entropy_utils, patch_packing, patch_selection
 from apt_code.compilation import can_compile
 from apt_code.entropy_utils import compute_patch_entropy_batched, compute_patch_upsample_mse_batched
-from apt_code.patch_packing import RowPacker
+from apt_code.patch_packing import Affine, RowPacker
 
 COMPILED_MAPS = (compute_patch_entropy_batched, compute_patch_upsample_mse_batched)
 
@@ -109,6 +109,37 @@ def test_packing_by_table_is_packing_then_normalising(monkeypatch, frames):
     monkeypatch.setattr(patch_packing, "can_compile", lambda images: False)
     assert torch.equal(torch.cat(rows), torch.cat(packer(images, layouts)))
     assert normalised[1] == sum(map(len, layouts)) * 3 * 14 * 14
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_packing_by_arithmetic_is_packing_by_table(frames):
+    image = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1)[None, :, :392, :420]
+    for side, layout in ((14, PatchTokenizer(patch_selection_method="budget", alpha=0.4)), (7, PatchTokenizer(3, 7))):
+        layouts = layout.select_layouts(image)
+        affine = Affine((122.8, 116.7, 104.1), (68.5, 66.6, 70.3 + frames))  # not seen by another test
+        work = []
+
+        def normalise(pixels, affine=affine, work=work):
+            work.append(pixels.numel())
+            return affine.of(pixels)
+
+        expected = RowPacker(side, frames, normalise)(image, layouts)
+        for _ in range(3):
+            found = RowPacker(side, frames, normalise, affine)(image, layouts)
+            assert torch.equal(torch.cat(found), torch.cat(expected))
+        assert len(work) <= 2  # for the table, and to see that the affine map is what it says
+
+
+def test_packing_does_not_believe_a_wrong_claim():
+    image = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1)[None, :, :392, :420]
+    layouts = [PatchLayout.uniform((28, 30))]
+
+    def gamma(pixels):
+        return (pixels / 255) ** 2.2
+
+    (found,) = RowPacker(14, 2, gamma, Affine((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)))(image, layouts)
+    (expected,) = RowPacker(14, 2, gamma)(image, layouts)
+    assert torch.equal(found, expected)
 
 
 def test_packing_refuses_a_layout_that_leaves_the_image():

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from apt_code.patch_selection import (
     PAD_VALUE,
     TOKEN_PRICE,
-    check_alpha,
-    check_thresholds,
     plan_budget,
     plan_of_maps,
     select_patches_by_budget,
@@ -23,6 +21,7 @@ from apt_code.patch_selection import (
     select_patches_by_threshold_v2,
     select_patches_jointly,
 )
+from apt_code.selection_settings import check_alpha, check_thresholds
 from tests.apt_code import references
 from tests.apt_code.references import random_maps, tiling_of_masks
 

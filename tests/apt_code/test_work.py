@@ -10,6 +10,7 @@ from apt_code.entropy_utils import IMPORTANCE_METHODS, compute_patch_entropy_bat
 from apt_code.patch_packing import RowPacker, pack_patches
 from benchmarks.memory import grown
 
+SELECTION_KERNELS = ("entropies", "split_scores", "keep_all_but_best", "canonical_patches")
 METHODS = ("v1", "v2", "budget", "joint")
 
 
@@ -19,9 +20,11 @@ def launches(monkeypatch):
     counted: dict[str, int] = {}
     for module, name in (
         (kernels, "entropies"),
-        (kernels, "upsample_square_error"),
+        (kernels, "upsample_errors"),
         (kernels, "gather_rows"),
-        (selection_kernels, "best_splits"),
+        (selection_kernels, "split_scores"),
+        (selection_kernels, "joint_scores"),
+        (selection_kernels, "keep_all_but_best"),
         (selection_kernels, "canonical_patches"),
     ):
         kernel = getattr(module, name)
@@ -42,8 +45,9 @@ def test_a_batch_costs_as_many_launches_as_an_image(launches, batch):
         RowPacker(14, 2, lambda pixels: pixels)(images, tokenizer.select_layouts(images))
     assert launches == {
         "entropies": 1,
-        "upsample_square_error": 2,  # one per coarse scale
-        "best_splits": 2,
+        "upsample_errors": 2,  # one per coarse scale
+        "split_scores": 2,
+        "keep_all_but_best": 2,
         "canonical_patches": 2,
         "gather_rows": 2,
     }
@@ -51,7 +55,7 @@ def test_a_batch_costs_as_many_launches_as_an_image(launches, batch):
 
 def test_a_budget_for_everything_reads_no_pixel(launches):
     images = torch.randint(0, 256, (3, 3, 112, 126), dtype=torch.uint8)
-    for alpha, kernels_used in ((1.0, {}), (0.9, {"entropies": 1, "best_splits": 1, "canonical_patches": 1})):
+    for alpha, kernels_used in ((1.0, {}), (0.9, dict.fromkeys(SELECTION_KERNELS, 1))):
         launches.clear()
         tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=alpha)
         layouts = tokenizer.select_layouts(images)

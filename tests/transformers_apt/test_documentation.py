@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import transformers_apt
 from apt_code.entropy_utils import IMPORTANCE_METHODS
-from apt_code.patch_selection import SELECTION_METHODS
+from apt_code.selection_settings import SELECTION_METHODS
 from transformers_apt import embedded
 from transformers_apt.cli import app
 from transformers_apt.demo import load_photo

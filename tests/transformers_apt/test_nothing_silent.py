@@ -53,6 +53,24 @@ def test_arguments_with_an_effect_are_not(said, half_plain, settings):
     assert said() == set()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_attribute_without_effect_is_named(said, half_plain, backend):
+    backend(alpha=0.3)(half_plain)
+    (message,) = said()
+    assert "alpha=0.3 has no effect with patch_selection_method='v1'" in message
+
+
+def test_another_merge_size_turns_adaptive_patches_off_where_nobody_asked_for_them(said, half_plain):
+    processor = Qwen2VLImageProcessor(merge_size=1)
+    found = processor(half_plain, return_tensors="pt")
+    off = processor(half_plain, return_tensors="pt", patch_selection_method="off")
+    assert set(found) == set(off) and torch.equal(found["pixel_values"], off["pixel_values"])
+    (message,) = said()
+    assert "merge_size=1" in message and "stay off" in message
+    with pytest.raises(ValueError, match="merge_size=1 with adaptive patches"):
+        processor(half_plain, patch_selection_method="budget", alpha=0.5)
+
+
 def test_an_attribute_that_another_method_uses_is_not(said, half_plain):
     processor = Qwen2VLImageProcessor(patch_selection_method="budget", alpha=0.3)
     processor(half_plain, patch_selection_method="v1")

@@ -223,7 +223,7 @@ def test_other_patch_geometry(backend, half_plain):
         3 * 2 * 16 * 16,
     )
     with pytest.raises(ValueError, match=r"merge_size=1 .* expected 2"):
-        backend()(images=half_plain, merge_size=1)
+        backend()(images=half_plain, merge_size=1, patch_selection_method="v2")
     assert len(backend()(images=half_plain, merge_size=1, patch_selection_method="off")["image_grid_thw"]) == 1
 
 

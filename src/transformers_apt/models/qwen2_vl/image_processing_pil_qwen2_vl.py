@@ -28,6 +28,7 @@ class Qwen2VLImageProcessorPil(Overlay):
     thresholds = selection.DEFAULTS["thresholds"]
     last_budget_info = selection.last_budget_info
     _standardize_kwargs = Qwen2VLImageProcessor._standardize_kwargs
+    to_dict = Qwen2VLImageProcessor.to_dict
 
     @overrides(
         "images", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",

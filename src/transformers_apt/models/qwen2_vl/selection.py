@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers.image_processing_utils import BatchFeature
 from transformers.utils import logging
 
-from apt_code.entropy_utils import IMPORTANCE_METHODS
+from apt_code.entropy_utils import IMPORTANCE_METHODS, are_grey_levels
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
-from apt_code.patch_packing import RowPacker
-from apt_code.patch_selection import BUDGETED, SELECTION_METHODS, check_alpha, check_thresholds
+from apt_code.patch_packing import Affine, RowPacker
 from apt_code.patch_tokenizer import PatchTokenizer
+from apt_code.selection_settings import BUDGETED, SELECTION_METHODS, check_alpha, check_thresholds
 
 logger = logging.get_logger("transformers.models.qwen2_vl.adaptive_patches")
 
@@ -115,6 +115,8 @@ def take_selection(image_processor: Any, kwargs: dict[str, Any]) -> dict[str, An
         settings[name] = next((value for value in (by_call, attribute, default) if value is not None), None)
     check_selection(**settings)
     method = str(settings["patch_selection_method"])
+    if "patch_selection_method" not in given and method != OFF:  # then it came from where the attributes did
+        given |= {name for name, default in DEFAULTS.items() if settings[name] != default}
     for name in sorted(given - USED_BY[method] - {"patch_selection_method"}):
         logger.warning_once(
             f"{name}={settings[name]} has no effect with patch_selection_method={method!r}; it is used by "
@@ -126,6 +128,11 @@ def take_selection(image_processor: Any, kwargs: dict[str, Any]) -> dict[str, An
             "fraction of patches to keep, for example 0.3."
         )
     return settings
+
+
+def without_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """An image processor's dictionary without the settings that nobody changed: other families save it too."""
+    return {key: value for key, value in saved.items() if key not in DEFAULTS or value != DEFAULTS[key]}
 
 
 @dataclass(frozen=True)
@@ -148,9 +155,13 @@ class PatchSelector:
 
     @classmethod
     def of_call(
-        cls, settings: Mapping[str, Any], kwargs: Mapping[str, Any], normalise: Callable[[Tensor], Tensor]
+        cls,
+        settings: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
+        normalise: Callable[[Tensor], Tensor],
+        affine: Affine | None,
     ) -> "PatchSelector":
-        """From a `_preprocess` call's arguments; `normalise` maps `(n, c, height, width)` float32 pixels.
+        """From a `_preprocess` call's arguments; `normalise` and `affine` as `RowPacker`.
 
         Raises:
             ValueError: another merge size than Qwen2-VL's.
@@ -163,14 +174,14 @@ class PatchSelector:
         logger.warning_once(FIRST_USE_NOTICE)
         # rescaled pixels are meant to be in [0, 1]
         grey_scale = round(kwargs["rescale_factor"] * 255, 9) if kwargs["do_rescale"] else 255.0
-        pack = RowPacker(kwargs["patch_size"], kwargs["temporal_patch_size"], normalise)
+        pack = RowPacker(kwargs["patch_size"], kwargs["temporal_patch_size"], normalise, affine)
         return cls(settings, kwargs["patch_size"], kwargs["merge_size"], grey_scale, pack)
 
-    def choose(self, images: Tensor) -> tuple[list[PatchLayout], dict[str, Any] | None]:
+    def choose(self, images: Tensor) -> tuple[list[PatchLayout], list[dict[str, Any] | None]]:
         """Choose the patches of a batch of resized, not yet rescaled images `(b, c, H, W)`.
 
         Returns:
-            One layout per image, and the budget info that they share.
+            One layout and one budget info per image.
 
         Raises:
             ValueError: images that are not made of whole merge cells.
@@ -184,11 +195,13 @@ class PatchSelector:
             )
         tokenizer = PatchTokenizer(num_scales=NUM_SCALES, base_patch_size=self.patch_size, **self.settings)
         grey = images * self.grey_scale if images.is_floating_point() and self.grey_scale != 1 else images
-        layouts = [
-            layout if readable else PatchLayout.uniform(layout.grid)
-            for layout, readable in zip(tokenizer.select_layouts(grey), _are_grey_levels(grey), strict=True)
-        ]
-        return layouts, tokenizer.last_budget_info
+        readable = _are_readable(grey)
+        if all(readable):
+            return tokenizer.select_layouts(grey), [tokenizer.last_budget_info] * len(grey)
+        everything = PatchLayout.uniform((height // self.patch_size, width // self.patch_size))
+        found = iter(tokenizer.select_layouts(grey[readable]) if any(readable) else [])
+        layouts = [next(found) if good else everything for good in readable]
+        return layouts, [tokenizer.last_budget_info if good else None for good in readable]
 
     def __call__(self, images: Sequence[Tensor], group: bool = True) -> "Selection":
         """Choose and cut the patches of a call's images, `(c, H, W)` each, as the backend has them after resizing.
@@ -206,12 +219,11 @@ class PatchSelector:
         for members in batches.values():
             batch = torch.stack([images[i] for i in members]) if len(members) > 1 else images[members[0]].unsqueeze(0)
             stacked.append((batch, members))
-            chosen, info = self.choose(batch)
-            for i, layout in zip(members, chosen, strict=True):
+            for i, layout, info in zip(members, *self.choose(batch), strict=True):
                 layouts[i], infos[i] = layout, info
         starts = [0, *itertools.accumulate(layout.num_patches for layout in layouts)]
         first = stacked[0][0]
-        rows = torch.empty((starts[-1], self.pack.row_length(first)), device=first.device)
+        rows = torch.empty((starts[-1], self.pack.row_length(first)), dtype=torch.float32, device=first.device)
         for batch, members in stacked:
             self.pack.write(batch, [layouts[i] for i in members], rows, [starts[i] for i in members])
         return Selection(rows, layouts, infos)
@@ -238,29 +250,36 @@ def preprocess(
     kwargs: dict[str, Any],
     normalise: Callable[[Tensor], Tensor],
     resized: Callable[[], Sequence[Tensor]],
+    affine: Affine | None = None,
 ) -> BatchFeature:
     """A backend's `_preprocess`: upstream's own for `"off"`, else the chosen patches and their layout.
 
     Args:
         image_processor, upstream, images, kwargs: as the overlay was called.
-        normalise: as `PatchSelector.of_call`.
+        normalise, affine: as `RowPacker`.
         resized: gives the images after resizing, `(c, H, W)` each.
     """
     settings = take_selection(image_processor, kwargs)
+    if settings == DEFAULTS and kwargs["merge_size"] != MERGE_SIZE:  # nobody asked for what cannot be had
+        logger.warning_once(
+            f"merge_size={kwargs['merge_size']}: adaptive patches need {MERGE_SIZE}, Qwen2-VL's, and stay off."
+        )
+        settings["patch_selection_method"] = OFF
     if settings["patch_selection_method"] == OFF:
         _last_budget_info.by_processor[image_processor] = [None] * len(images)
         return upstream(image_processor, images, **kwargs)
     _check_images(images)
-    select = PatchSelector.of_call(settings, kwargs, normalise)
+    select = PatchSelector.of_call(settings, kwargs, normalise, affine)
     found = select(resized(), group=not kwargs.get("disable_grouping"))
     _last_budget_info.by_processor[image_processor] = found.infos
-    data = {
-        "pixel_values": found.rows,
-        "image_grid_thw": torch.tensor([[1, *layout.grid] for layout in found.layouts], dtype=torch.int64),
-        LAYOUT_KEY: torch.cat([layout.patches for layout in found.layouts]),
-    }
+    grids = [[1, *layout.grid] for layout in found.layouts]
+    patches = torch.cat([layout.patches for layout in found.layouts])
+    data: dict[str, Any]
     if isinstance(images[0], np.ndarray):  # the PIL backend's; without `return_tensors` they stay what they are
-        return BatchFeature({key: value.numpy() for key, value in data.items()}, tensor_type=kwargs["return_tensors"])
+        data = {"pixel_values": found.rows.numpy(), "image_grid_thw": np.array(grids), LAYOUT_KEY: patches.numpy()}
+    else:  # the grids, as upstream has them, on the default device
+        grid_thw = torch.tensor(grids, dtype=torch.int64)
+        data = {"pixel_values": found.rows, "image_grid_thw": grid_thw, LAYOUT_KEY: patches}
     return BatchFeature(data, tensor_type=kwargs["return_tensors"])
 
 
@@ -279,7 +298,7 @@ def _check_images(images: Sequence[Any]) -> None:
             )
 
 
-def _are_grey_levels(images: Tensor) -> list[bool]:
+def _are_readable(images: Tensor) -> list[bool]:
     """Whether each image's values can be grey levels in [0, 255]; says so where they cannot.
 
     Patches chosen on other values (already rescaled or normalised, 16 bits) would throw the image away without a word.
@@ -288,9 +307,9 @@ def _are_grey_levels(images: Tensor) -> list[bool]:
         return [True] * len(images)
     images = images if images.is_floating_point() else images.float()  # not every integer type has a maximum
     lowest, highest = images.amin((1, 2, 3)), images.amax((1, 2, 3))
-    slack = 0.05 * 255  # bicubic resizing overshoots
-    readable = (lowest >= -slack) & (highest <= 255 + slack) & ((highest > 1) | (highest == lowest))
-    for low, high, good in zip(lowest.tolist(), highest.tolist(), readable.tolist(), strict=True):
+    not_finite = ~(lowest.isfinite() & highest.isfinite())  # for the tokenizer to refuse
+    readable = (are_grey_levels(lowest, highest) | not_finite).tolist()
+    for low, high, good in zip(lowest.tolist(), highest.tolist(), readable, strict=True):
         if not good:
             logger.warning_once(
                 f"An image holds pixels that would be grey levels from {low:.4g} to {high:.4g}, "
@@ -298,7 +317,7 @@ def _are_grey_levels(images: Tensor) -> list[bool]:
                 "that do_rescale (which assumes 0 to 255) or its absence (which assumes 0 to 1) fits; or turn "
                 f"adaptive patches off with patch_selection_method={OFF!r}."
             )
-    return readable.tolist()
+    return readable
 
 
 class _LastBudgetInfo(threading.local):
