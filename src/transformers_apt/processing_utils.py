@@ -18,7 +18,7 @@ class ProcessorMixin(Overlay):
     - `_process_images`: about fifteen model families share `Qwen2VLImageProcessor`. Through the processor of any
       family but Qwen2-VL it works as upstream's, to the bit, and a request for adaptive patches is an error. Through a
       subclass of `Qwen2VLProcessor`, whose author may count patches from the grid, it works as upstream's unless the
-      call or the image processor's attribute asks for another method than the default.
+      call names a setting or the image processor has another one than the default.
     """
 
     target = "transformers.processing_utils:ProcessorMixin"
@@ -30,9 +30,9 @@ class ProcessorMixin(Overlay):
         if not shared or type(self) is Qwen2VLProcessor:
             return upstream(self, images, **kwargs)
         asked = kwargs.get("patch_selection_method")
-        attribute = getattr(image_processor, "patch_selection_method", None)
-        if asked is None and attribute != DEFAULTS["patch_selection_method"]:
-            asked = attribute
+        own = {name: getattr(image_processor, name, default) for name, default in DEFAULTS.items()}
+        if asked is None and (own != DEFAULTS or any(kwargs.get(name) is not None for name in DEFAULTS)):
+            asked = own["patch_selection_method"]
         if asked not in (None, OFF) and not isinstance(self, Qwen2VLProcessor):
             raise ValueError(
                 f"patch_selection_method={asked!r} with {type(self).__name__}: adaptive patches are supported for "

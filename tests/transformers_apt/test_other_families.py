@@ -1,5 +1,6 @@
 """Other model families share the image processor: through their processors nothing changes."""
 
+import json
 import pickle
 
 import numpy as np
@@ -96,9 +97,11 @@ def test_an_image_processor_with_settings_of_its_own_is_refused(family, photos):
 
 @every_family
 def test_a_processor_saved_with_the_default_loads_and_works(family, photos, tmp_path):
-    """The default is written to disk; it must not come back as somebody's wish."""
+    """Nobody asked for anything, so nothing of it is on disk, and nothing comes back as somebody's wish."""
     image_processor = Qwen2VLImageProcessor()
     image_processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert not {"patch_selection_method", "alpha", "importance_method", "thresholds"} & set(saved)
     found = family(Qwen2VLImageProcessor.from_pretrained(tmp_path))(**call(family, photos))
     assert "image_patch_layout" not in found
 
@@ -111,6 +114,20 @@ def test_subclasses_of_the_supported_processor_are_supported(processor, half_pla
     batch = mine(images=half_plain, text=IMAGE, return_tensors="pt", images_kwargs=BUDGET)
     assert int((batch["input_ids"] == mine.image_token_id).sum()) < 12 * 16 // 4
     assert "image_patch_layout" in batch
+
+
+@pytest.mark.parametrize("by_call", [False, True])
+def test_subclasses_take_the_recommended_setting(processor, half_plain, by_call):
+    """Its method is the default, so only its other settings say that somebody asked."""
+
+    class Mine(Qwen2VLProcessor):
+        pass
+
+    recommended = {"importance_method": "upsample_mse", "thresholds": [36, 36]}
+    own, given = ({}, recommended) if by_call else (recommended, {})
+    mine = Mine(Qwen2VLImageProcessor(**own), processor.tokenizer, processor.video_processor)
+    batch = mine(images=half_plain, text=IMAGE, return_tensors="pt", images_kwargs=given)
+    assert len(batch["pixel_values"]) < 12 * 16 and "image_patch_layout" in batch
 
 
 def test_processors_with_other_image_processors_are_not_touched(upstream):

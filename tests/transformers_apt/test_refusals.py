@@ -159,3 +159,9 @@ def test_a_prompt_without_placeholders(text, model, processor, half_plain, compu
     with pytest.raises(ValueError), torch.no_grad():
         model(**processor(images=half_plain, text=text, return_tensors="pt", images_kwargs=BUDGET))
     assert not computed
+
+
+@pytest.mark.parametrize("name", ["image_cu_seqlens", "image_max_seqlen", "image_position_ids"])
+def test_what_follows_from_the_layout_is_not_taken_from_elsewhere(model, inputs, name):
+    with pytest.raises(ValueError, match=f"{name} with image_patch_layout: .* leave it out"):
+        model(**inputs, **{name: torch.tensor([0, 4])})

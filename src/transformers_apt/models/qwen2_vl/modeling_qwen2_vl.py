@@ -39,9 +39,9 @@ class MixedScaleGrid(tuple[int, int, int]):
 
 
 def unpack(
-    image_patch_layout: torch.Tensor, image_grid_thw: torch.Tensor | None, pixel_values: torch.Tensor | None = None
+    image_patch_layout: torch.Tensor, image_grid_thw: torch.Tensor | None, num_rows: int | None = None
 ) -> list[PatchLayout]:
-    """One checked layout per image.
+    """One checked layout per image, where known for `num_rows` rows of pixels.
 
     Raises:
         InvalidLayoutError: the layouts do not tile the grids, or are not those of these pixels.
@@ -58,15 +58,22 @@ def unpack(
             "image_patch_layout is on the device 'meta', which holds no values; expected it on a real one: pass what "
             "the processor returned"
         )
-    if pixel_values is not None and len(pixel_values) != len(image_patch_layout):
+    if num_rows is not None and num_rows != len(image_patch_layout):
         raise InvalidLayoutError(
-            f"pixel_values has {len(pixel_values)} rows and image_patch_layout {len(image_patch_layout)}, expected "
+            f"pixel_values has {num_rows} rows and image_patch_layout {len(image_patch_layout)}, expected "
             "one row per patch in both; pass the two that came from the same processor call"
         )
     return PatchLayout.unpack(image_patch_layout, image_grid_thw)
 
 
-def _refuse_mixed_scales(pixel_values: torch.Tensor | None, image_grid_thw: torch.Tensor | None) -> None:
+def _num_rows(pixel_values: torch.Tensor, config: Any) -> int:
+    """Patches in `pixel_values`, of any shape that the tower of this vision config takes for rows."""
+    return pixel_values.numel() // (config.in_channels * config.temporal_patch_size * config.patch_size**2)
+
+
+def _refuse_mixed_scales(
+    pixel_values: torch.Tensor | None, image_grid_thw: torch.Tensor | None, vision_config: Any
+) -> None:
     """Refuse pixels that come without a layout and are not one row per cell of their grids.
 
     Raises:
@@ -74,10 +81,10 @@ def _refuse_mixed_scales(pixel_values: torch.Tensor | None, image_grid_thw: torc
     """
     if pixel_values is None or image_grid_thw is None or torch.compiler.is_compiling():
         return
-    expected = int(image_grid_thw.prod(-1).sum())
-    if len(pixel_values) != expected:
+    expected, found = int(image_grid_thw.prod(-1).sum()), _num_rows(pixel_values, vision_config)
+    if found != expected:
         raise InvalidLayoutError(
-            f"pixel_values has {len(pixel_values)} rows but image_grid_thw {image_grid_thw.tolist()} has "
+            f"pixel_values has {found} rows but image_grid_thw {image_grid_thw.tolist()} has "
             f"{expected} patches and there is no image_patch_layout; pass everything the processor returned, "
             "or preprocess with patch_selection_method='off'"
         )
@@ -109,12 +116,18 @@ def mixed_scale_tower(
 
     `hidden_states (n, c·t·p·p)` -> `last_hidden_state (n, d)`, `pooler_output (t, hidden_size)`
     """
+    precomputed = sorted(set(kwargs) & {"position_ids", "cu_seqlens", "max_seqlen"})
+    if precomputed:
+        raise ValueError(
+            f"image_{precomputed[0]} with image_patch_layout: what it holds follows from the layout; leave it out, or "
+            "preprocess with patch_selection_method='off'"
+        )
     hidden_states = self.patch_embed(hidden_states)
     device = hidden_states.device
     centres = torch.cat([layout.centres for layout in layouts]).to(device)
     position_embeddings = self.rotary_pos_emb(hidden_states, centres)
     # one attention segment per image
-    lengths = torch.tensor([layout.num_patches for layout in layouts], dtype=torch.int32)
+    lengths = torch.tensor([layout.num_patches for layout in layouts], dtype=torch.int32, device="cpu")
     cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     max_seqlen = get_max_seqlen(cu_seqlens, self.config)
     cu_seqlens = cu_seqlens.to(device)
@@ -153,8 +166,9 @@ class Qwen2VisionTransformerPretrainedModel(Overlay):
     ) -> Any:
         if patch_layout is None:
             return upstream(self, hidden_states, grid_thw, **kwargs)
-        layouts = patch_layout if isinstance(patch_layout, list) else unpack(patch_layout, grid_thw, hidden_states)
-        return mixed_scale_tower(self, hidden_states, layouts, **kwargs)
+        if not isinstance(patch_layout, list):
+            patch_layout = unpack(patch_layout, grid_thw, _num_rows(hidden_states, self.config))
+        return mixed_scale_tower(self, hidden_states, patch_layout, **kwargs)
 
 
 @accepts_precomputed_kwargs(modality="image")
@@ -163,7 +177,7 @@ def mixed_scale_image_features(
     self: Any, pixel_values: torch.Tensor, image_grid_thw: Any, image_patch_layout: torch.Tensor, **kwargs: Any
 ) -> Any:
     """Upstream's `get_image_features` for a mixed-scale sequence: `pooler_output` holds one tensor per image."""
-    layouts = unpack(image_patch_layout, image_grid_thw, pixel_values)
+    layouts = unpack(image_patch_layout, image_grid_thw, _num_rows(pixel_values, self.config.vision_config))
     pixel_values = pixel_values.type(self.visual.dtype)
     outputs = self.visual(pixel_values, grid_thw=image_grid_thw, patch_layout=layouts, **kwargs)
     tokens = [layout.num_language_tokens for layout in layouts]
@@ -195,7 +209,7 @@ class Qwen2VLModel(Overlay):
     ) -> Any:
         if image_patch_layout is not None:
             return mixed_scale_image_features(self, pixel_values, image_grid_thw, image_patch_layout, **kwargs)
-        _refuse_mixed_scales(pixel_values, image_grid_thw)
+        _refuse_mixed_scales(pixel_values, image_grid_thw, self.config.vision_config)
         return upstream(self, pixel_values, image_grid_thw, **kwargs)
 
     @overrides("start_position", "grid_thw", "temp_merge_size", "spatial_merge_size", "time_interval", "device")
@@ -231,7 +245,7 @@ class Qwen2VLModel(Overlay):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if image_patch_layout is None:
             # `generate` computes positions before it encodes the images, and hands on everything it has
-            _refuse_mixed_scales(kwargs.get("pixel_values"), image_grid_thw)
+            _refuse_mixed_scales(kwargs.get("pixel_values"), image_grid_thw, self.config.vision_config)
             return upstream(
                 self, input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw, attention_mask, **kwargs
             )
@@ -283,7 +297,7 @@ def _missing_tail(mm_token_type_ids: torch.Tensor, mask: torch.Tensor, layouts: 
     """
     tails, image = [], -1
     for types, kept in zip(mm_token_type_ids, mask.bool(), strict=True):
-        is_image = torch.cat([torch.zeros(1, dtype=torch.bool), (types[kept] == 1).cpu()])
+        is_image = F.pad((types[kept] == 1).cpu(), (1, 0))
         image += int((is_image[1:] & ~is_image[:-1]).sum())
         last = layouts[image] if bool(is_image[-1]) else None
         tails.append(0 if last is None else last.next_position - 1 - int(last.language_cells.max()))

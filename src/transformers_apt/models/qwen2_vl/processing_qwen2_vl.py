@@ -25,8 +25,8 @@ class Qwen2VLProcessor(Overlay):
     def replace_image_token(upstream: Any, self: Any, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
         if LAYOUT_KEY not in image_inputs:
             return upstream(self, image_inputs, image_idx, **kwargs)
-        layout = torch.as_tensor(image_inputs[LAYOUT_KEY])
-        grids = torch.as_tensor(image_inputs["image_grid_thw"])
+        # host arithmetic, wherever the caller's default device put them
+        layout, grids = (torch.as_tensor(image_inputs[name]).cpu() for name in (LAYOUT_KEY, "image_grid_thw"))
         return self.image_token * PatchLayout.language_tokens_per_image(layout, grids)[image_idx]
 
     @overrides()
