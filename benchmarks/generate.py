@@ -10,6 +10,10 @@ Without `--model`, the shapes of the real checkpoints with random weights, which
 from __future__ import annotations
 
 import io
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLConf
 from transformers.utils import logging
 
 import transformers_apt
-from benchmarks.measuring import budgets, hardware, photo, report, take_turns
+from benchmarks.measuring import budgets, hardware, photo, report, synchronise, take_turns
 from transformers_apt import patch_stats
 from transformers_apt.flops import QWEN2_VL, Shape
 from transformers_apt.tiny_checkpoint import build_processor
@@ -159,12 +163,11 @@ def measure(
             images=decoded, text=[text] * prompts, images_kwargs=setting, return_tensors="pt", padding=True
         )
 
-    def tower(inputs: Any) -> Any:
-        names = ("pixel_values", "image_grid_thw", "image_patch_layout")
-        return model.model.get_image_features(**{name: inputs[name] for name in names if name in inputs})
-
-    def first_token(inputs: Any) -> Any:
-        return model.generate(**inputs, max_new_tokens=1, min_new_tokens=1, do_sample=False)
+    def first_token(inputs: Any) -> float:
+        """Milliseconds that the tower took of it."""
+        with stopwatch(model.model.visual) as spent:
+            model.generate(**inputs, max_new_tokens=1, min_new_tokens=1, do_sample=False)
+        return sum(spent)
 
     prepared = {name: preprocess(setting) for name, setting in settings.items()}
     moved = {name: inputs.to(model.device) for name, inputs in prepared.items()}
@@ -172,9 +175,9 @@ def measure(
         "decode": lambda name: decode(),
         "preprocess": lambda name: preprocess(settings[name]),
         "transfer": lambda name: {key: value.to(model.device) for key, value in prepared[name].items()},
-        "tower": lambda name: tower(moved[name]),
-        "generate": lambda name: first_token(moved[name]),
+        "generate": lambda name: tower[name].append(first_token(moved[name])),
     }
+    tower: dict[str, list[float]] = {name: [] for name in settings}
     with torch.inference_mode():
         times = {
             stage: take_turns({name: lambda n=name, s=stage: work[s](n) for name in settings}, repeats, 1, stage)
@@ -183,8 +186,9 @@ def measure(
     rows = []
     for name in settings:
         stats = patch_stats(prepared[name])
+        stages = {stage: times[stage][name] for stage in STAGES[:-2]}
+        stages["tower"] = statistics.median(tower[name][1:])
         # generate encodes the images too: what is left is the language model's prefill and the first step
-        stages = {stage: times[stage][name] for stage in STAGES[:-1]}
         stages["first token"] = times["generate"][name] - stages["tower"]
         total = sum(stages.values())
         rows.append(
@@ -199,6 +203,28 @@ def measure(
             }
         )
     return rows
+
+
+@contextmanager
+def stopwatch(module: torch.nn.Module) -> Iterator[list[float]]:
+    """The milliseconds that each call of the module takes in the meantime."""
+    started: list[float] = []
+    spent: list[float] = []
+
+    def start(*call: Any) -> None:
+        synchronise()
+        started.append(time.perf_counter())
+
+    def stop(*call: Any) -> None:
+        synchronise()
+        spent.append((time.perf_counter() - started.pop()) * 1e3)
+
+    hooks = module.register_forward_pre_hook(start), module.register_forward_hook(stop)
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def peak_memory(work: Any) -> float:

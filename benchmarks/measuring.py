@@ -38,6 +38,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "alpha": 0.3,
         "importance_method": "upsample_mse",
     },
+    "joint 0.3 upsample_mse": {
+        "patch_selection_method": "joint",
+        "alpha": 0.3,
+        "importance_method": "upsample_mse",
+    },
 }
 """Settings by the name they have in tables; the first is what the others are compared with."""
 
@@ -125,9 +130,14 @@ def report(
     pyplot.close(figure)
 
     console = Console()
-    table = Table(*rows[0], title=f"{name}: {about['hardware']['gpu'] or about['hardware']['cpu']}", box=SIMPLE_HEAD)
+    where = about["hardware"]["gpu"] or about["hardware"]["cpu"]
+    # a terminal is narrow: what is the same in every row is said once
+    same = [key for key in rows[0] if len(rows) > 1 and all(row[key] == rows[0][key] for row in rows)]
+    table = Table(*(key for key in rows[0] if key not in same), title=f"{name}: {where}", box=SIMPLE_HEAD)
+    table.caption = ", ".join(f"{key}: {rows[0][key]}" for key in same if rows[0][key] is not None)
     for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+        values = [value for key, value in row.items() if key not in same]
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in values))
     console.print(table)
     console.print(f"written: {folder / name}.json, .png")
 

@@ -17,7 +17,7 @@ from transformers.utils import logging
 import transformers_apt
 from apt_code import PatchTokenizer
 from apt_code.entropy_utils import IMPORTANCE_METHODS, compute_patch_entropy_batched
-from apt_code.patch_packing import RowPacker
+from apt_code.patch_packing import Affine, RowPacker
 from apt_code.patch_selection import lay_out, plan_of_maps, rule_budget
 from benchmarks.measuring import METHODS, UPSTREAM, hardware, photo, report, take_turns
 from benchmarks.memory import grown
@@ -107,7 +107,8 @@ def steps_alone(image: Path | None, repeats: int) -> dict[str, float]:
     plan = plan_of_maps(maps, 0.3)
     keep = rule_budget(maps, plan, coarse_scores=False)
     layouts = lay_out(maps, keep)
-    packer = RowPacker(14, 2, lambda values: values / 255)
+    affine = Affine((122.8, 116.7, 104.1), (68.5, 66.6, 70.3))
+    packer = RowPacker(14, 2, affine.of, affine)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
