@@ -98,7 +98,7 @@ class PatchTokenizer(nn.Module):
         super().__init__()
         if num_scales not in (1, 2, 3, 4):
             raise ValueError(f"num_scales={num_scales!r}: expected 1, 2, 3 or 4")
-        if importance_method not in IMPORTANCE_METHODS:
+        if not isinstance(importance_method, str) or importance_method not in IMPORTANCE_METHODS:
             raise ValueError(f"importance_method={importance_method!r}: expected one of {sorted(IMPORTANCE_METHODS)}")
         if (mean is None) != (std is None):
             raise ValueError(f"mean={mean} and std={std}: give both, to normalise the patches, or neither")
@@ -108,6 +108,8 @@ class PatchTokenizer(nn.Module):
             ("num_prefix_tokens", num_prefix_tokens, 0),
         )
         for name, value, least in counts:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}={value!r} of type {type(value).__name__}: expected an integer")
             if value < least:
                 raise ValueError(f"{name}={value}: expected {least} or more")
         self.num_scales = num_scales

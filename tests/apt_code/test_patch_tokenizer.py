@@ -288,6 +288,8 @@ def test_layouts_of_masks():
         ({"num_scales": 5}, ValueError, "num_scales=5: expected"),
         ({"base_patch_size": 0}, ValueError, "base_patch_size=0: expected 1 or more"),
         ({"importance_method": "sobel"}, ValueError, "importance_method='sobel': expected one of ['entropy', "),
+        ({"importance_method": ["v1"]}, ValueError, "importance_method=['v1']: expected one of ['entropy', "),
+        ({"base_patch_size": 14.0}, TypeError, "base_patch_size=14.0 of type float: expected an integer"),
         ({"mean": [0.5] * 3}, ValueError, "mean=[0.5, 0.5, 0.5] and std=None: give both"),
         ({"std": [0.5] * 3}, ValueError, "mean=None and std=[0.5, 0.5, 0.5]: give both"),
         ({"num_prefix_tokens": -1}, ValueError, "num_prefix_tokens=-1: expected 0 or more"),
