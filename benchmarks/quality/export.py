@@ -39,7 +39,7 @@ exists to measure what adaptive patches cost in answers, and to make the demonst
 
 _PATCHES = {
     1: "on upstream's uniform 14-px patches; never a coarse one",
-    2: "on under random selection settings, one picture in five uniform",
+    2: "on under random selection settings, one batch in three uniform",
 }
 
 

@@ -20,26 +20,26 @@ from benchmarks.quality.questions import Question
 
 
 def draw_selection(rng: np.random.Generator) -> dict[str, Any] | None:
-    """A random setting, or None, one time in five, for upstream's uniform patches.
+    """A random setting, or None, one time in three, for upstream's uniform patches.
 
     A budget, joint or not, from a tenth of the patches up under any importance, a threshold on the
     reconstruction error from 4 to 40 grey levels, one on the entropy, or a multiple of its mean.
     """
     turn = rng.random()
-    if turn < 0.2:
+    if turn < 1 / 3:
         return None
-    if turn < 0.65:
+    if turn < 0.7:
         name = str(rng.choice(["budget", "joint"]))
         importance = str(rng.choice(["upsample_mse", "upsample_mse", "laplacian", "entropy"]))
         return {"patch_selection_method": name, "alpha": float(rng.uniform(0.1, 0.8)), "importance_method": importance}
-    if turn < 0.85:
+    if turn < 0.88:
         threshold = float(np.exp(rng.uniform(np.log(4), np.log(40)))) ** 2
         return {
             "patch_selection_method": "v1",
             "importance_method": "upsample_mse",
             "thresholds": [threshold, threshold],
         }
-    if turn < 0.93:
+    if turn < 0.95:
         thresholds = [float(rng.uniform(2, 5)), float(rng.uniform(1, 4))]
         return {"patch_selection_method": "v1", "thresholds": thresholds}
     return {"patch_selection_method": "v2", "alpha": float(rng.uniform(0.3, 1.5))}

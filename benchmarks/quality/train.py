@@ -104,8 +104,8 @@ class Phase:
 
 
 PHASES = {
-    1: Phase(PHASE1, lr=4e-3, hold=0.25, warmup=150, aux=True, steps=24000),
-    2: Phase(PHASE2, lr=1.5e-3, hold=0.2, warmup=50, aux=False, steps=3600),
+    1: Phase(PHASE1, lr=4e-3, hold=0.25, warmup=150, aux=True, steps=34000),
+    2: Phase(PHASE2, lr=1.5e-3, hold=0.2, warmup=50, aux=False, steps=4500),
 }
 
 
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--phase", type=int, default=1, choices=sorted(PHASES))
     parser.add_argument("--run", type=Path, help="folder of the state and the log; runs/phase1 or runs/phase2")
     parser.add_argument("--origin", type=Path, default=Path("runs/phase1"), help="where phase 2 starts from")
-    parser.add_argument("--steps", type=int, help="24000 for phase 1, 3600 for phase 2")
+    parser.add_argument("--steps", type=int, help="34000 for phase 1, 4500 for phase 2")
     parser.add_argument("--stop", type=int, help="leave after this step, to be continued")
     parser.add_argument("--patches", type=int, default=3072, help="vision patches per step")
     parser.add_argument("--seed", type=int, default=0)
