@@ -92,7 +92,8 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
         size.change(work.show_both, everything, shown, api_visibility="private", **drawing)
         for name, panel in (("a", left), ("b", right)):
             method, importance, *_, fine, coarse = panel.controls
-            method.change(_visible_controls, method, panel.controls[1:], queue=False, api_visibility="private")
+            seen = [method, importance, fine, coarse]
+            method.change(_visible_controls, seen, panel.controls[1:], queue=False, api_visibility="private")
             importance.change(_fresh_thresholds, importance, [fine, coarse], queue=False, api_visibility="private")
             gr.on(
                 [control.change for control in panel.controls],
@@ -223,12 +224,10 @@ def _picture(label: str, name: str) -> dict[str, Any]:
 
 
 def _threshold(place: int, importance: str) -> dict[str, Any]:
-    """One of `v1`'s thresholds, empty: the map's own, which the empty field shows."""
-    return {
-        "value": None,
-        "label": f"Whole below, {(28, 56)[place]} px ({IMPORTANCE_METHODS[importance].unit})",
-        "placeholder": f"{own_thresholds(importance)[place]:g}",
-    }
+    """One of `v1`'s thresholds: at first the map's own, which is also what an emptied field means."""
+    own = own_thresholds(importance)[place]
+    label = f"Whole below, {(28, 56)[place]} px ({IMPORTANCE_METHODS[importance].unit})"
+    return {"value": own, "label": label, "placeholder": f"{own:g}"}
 
 
 def _fresh_thresholds(importance: str) -> tuple[Any, Any]:
@@ -237,14 +236,18 @@ def _fresh_thresholds(importance: str) -> tuple[Any, Any]:
     return fine, coarse
 
 
-def _visible_controls(method: str) -> tuple[Any, ...]:
+def _visible_controls(method: str, importance: str, *thresholds: float | None) -> tuple[Any, ...]:
     """Importance, and the alpha or the thresholds that the method reads."""
+    own = own_thresholds(importance)
     return (
         gr.Dropdown(visible=method != selection.OFF),
         gr.Slider(visible=_reads_share(method)),
         gr.Slider(visible=method == "v2"),
-        gr.Number(visible=method == "v1"),
-        gr.Number(visible=method == "v1"),
+        # a field that comes into sight empty would show, and send, 0
+        *(
+            gr.Number(own[place] if given is None else given, visible=method == "v1")
+            for place, given in enumerate(thresholds)
+        ),
     )
 
 

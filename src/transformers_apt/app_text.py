@@ -31,7 +31,7 @@ CSS = """
 .apt-note { font-size: .9rem; margin: .3rem 0; }
 .apt-panel h2 { font-size: 1.1rem; margin: 0; }
 .apt-controls { gap: .5rem; }
-@media (min-width: 700px) { .apt-controls { min-height: 13.75rem; } }
+@media (min-width: 700px) { .apt-controls { min-height: 15rem; } }
 .apt-facts { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0 !important; }
 .apt-facts, .apt-facts tr, .apt-facts td { border: 0 !important; background: none !important; }
 .apt-facts td { padding: .2rem .4rem !important; white-space: nowrap; }

@@ -1,7 +1,8 @@
-"""What the web page's tests share: a model, a bench to work at, and a served page with small limits."""
+"""What the web page's tests share: a model, a bench to work at, a served page with small limits, and a browser."""
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,15 @@ from transformers_apt.app_handlers import Limits, Workbench
 from transformers_apt.app_model import Answerer
 from transformers_apt.demo import load_checkpoint
 
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 LIMITS = Limits(upload_bytes=3_000_000, pixels=2_000_000, question=80)
 
 
@@ -102,3 +112,16 @@ def served(answerer, tmp_path_factory):
         address = serve(page, upload_folder(folder), LIMITS.upload_bytes)
         yield Served(page, address, folder)
         page.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium of the system, driven by playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium found; `make browser` installs it")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
+        yield browser
+        browser.close()

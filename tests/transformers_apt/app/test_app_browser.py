@@ -1,35 +1,17 @@
-"""The page in a real browser: a headless Chromium of the system, driven by playwright."""
+"""The page in a real browser, as one visitor meets it."""
 
 import io
 import re
-import shutil
 
 import pytest
 from skimage import data
 
+from transformers_apt.app_handlers import Setting
+
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
 expect = playwright.expect
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found; `make browser` installs it")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 WAIT = 20_000
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -114,6 +96,32 @@ def test_another_method_brings_its_own_alpha(visit):
     expect(page.locator("#b-share")).to_be_hidden()
     full = _kept(page, "a")[1]
     expect(page.locator("#b-facts")).not_to_contain_text(f"{full:,} of {full:,}", timeout=WAIT)
+
+
+def test_the_recommended_thresholds_can_be_set(visit, coffee, bench, put):
+    def kept(*thresholds):
+        look = bench.look(put(coffee["buffer"], "coffee.jpg"), Setting("v1", "upsample_mse", 0.3, 1.0, thresholds))
+        return f"Vision patches{look.view.layout.num_patches} of"
+
+    page = visit()
+    fields = [page.locator(f"#a-{name} input") for name in ("fine", "coarse")]
+    _choose(page, coffee)
+    expect(page.locator("#notice")).to_contain_text("my coffee.jpg", timeout=WAIT)
+    assert not any(field.is_visible() for field in fields)
+    page.locator("#a-method input").click()
+    page.get_by_role("option", name=re.compile("^v1")).click()
+    expect(page.locator("#a-facts")).to_contain_text(kept(None, None), timeout=WAIT)
+    for field in fields:
+        expect(field).to_have_value("64")
+        field.fill("36")
+    expect(page.locator("#a-facts")).to_contain_text(kept(36, 36), timeout=WAIT)
+    fields[0].fill("")  # the map's own again
+    expect(page.locator("#a-facts")).to_contain_text(kept(None, 36), timeout=WAIT)
+    assert kept(None, 36) != kept(36, 36) != kept(None, None)
+    page.locator("#a-importance input").click()
+    page.get_by_role("option", name="entropy").click()
+    for field, own in zip(fields, ("3", "2"), strict=True):
+        expect(field).to_have_value(own)
 
 
 def test_a_bad_file_is_one_message_and_the_page_goes_on(visit, coffee):
