@@ -112,11 +112,18 @@ def test_evaluation_matches_sizes_and_continues(model, tmp_path, patched):
     halved = rows["downscale, patches of 0.3"]["compute"]
     assert all(rows["budget upsample_mse 0.3"]["compute"][size] > halved[size] for size in halved), "more tokens"
     assert 0.2 < halved["2b"] < 0.5
-    assert {(pair["setting"], pair["against"]) for pair in results["paired"]} == {
+    matched = {(pair["setting"], pair["against"]) for pair in results["paired"] if "more" not in pair["equal"]}
+    assert matched == {
         *((row, "downscale, patches of 0.3") for row in rows if row.endswith("0.3") and "downscale" not in row),
         ("budget upsample_mse 0.3", "downscale, tokens of 0.3"),
         ("joint upsample_mse 0.3", "downscale, tokens of joint 0.3"),
     }
+    for pair in results["paired"]:
+        if "more" in pair["equal"]:  # a threshold: no downscale was matched to it
+            cost = evaluate.COSTS[pair["equal"].removesuffix(", or more")]
+            others = [cost(row) for name, row in rows.items() if name.startswith("downscale")]
+            least = min(other for other in others if other >= cost(rows[pair["setting"]]))
+            assert pair["setting"].startswith("v1") and cost(rows[pair["against"]]) == least
 
     before = (tmp_path / "results.json").read_text()
     evaluate.evaluate(_options(model, tmp_path))

@@ -15,6 +15,7 @@ import os
 import platform
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,32 @@ def members(items: list[Item]) -> dict[str, list[int]]:
     return found
 
 
-def against_downscaling(items: list[Item], answers: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each downscale beside the setting it was matched to and all others of the same size, question by question."""
+COSTS = {
+    "patches": lambda row: row["patches"],
+    "tokens": lambda row: row["tokens"],
+    "compute 2B": lambda row: row["compute"]["2b"],
+    "compute 7B": lambda row: row["compute"]["7b"],
+}
+
+
+def against_downscaling(
+    items: list[Item], answers: dict[str, Any], rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Settings beside downscaling of the same cost, question by question.
+
+    A downscale stands beside the setting it was matched to and all others of the same size; a threshold, to which none
+    was matched, beside the smallest downscale that costs no less on average, for each kind of cost.
+    """
     right = {name: judge(items, kept["answers"]) for name, kept in answers.items()}
     places_of, found = members(items), []
+
+    def pair(setting: str, against: str, equal: str) -> dict[str, Any]:
+        groups = {
+            name: paired([right[setting][index] for index in places], [right[against][index] for index in places])
+            for name, places in places_of.items()
+        }
+        return {"setting": setting, "against": against, "equal": equal, "groups": groups}
+
     for downscale in standard():
         if downscale.name not in answers or downscale.like not in answers or downscale.equal is None:
             continue
@@ -133,12 +156,13 @@ def against_downscaling(items: list[Item], answers: dict[str, Any]) -> list[dict
         for setting in standard():
             kept = answers.get(setting.name)
             if setting.like is None and kept is not None and kept[downscale.equal] == size:
-                ours, theirs = right[setting.name], right[downscale.name]
-                groups = {
-                    name: paired([ours[index] for index in places], [theirs[index] for index in places])
-                    for name, places in places_of.items()
-                }
-                found.append({"setting": setting.name, "against": downscale.name, "groups": groups})
+                found.append(pair(setting.name, downscale.name, downscale.equal))
+    downscales = [row for row in rows if row["name"].startswith("downscale")]
+    for row in rows:
+        for equal, cost in COSTS.items() if row["name"].startswith("v1") and "compute" in row else ():
+            larger = [other for other in downscales if cost(other) >= cost(row)]
+            if larger:
+                found.append(pair(row["name"], min(larger, key=cost)["name"], f"{equal}, or more"))
     return found
 
 
@@ -214,7 +238,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
                 f"{setting.name}: {100 * row['groups']['all']['accuracy']:.1f} % at {row['patches']:.0f} patches"
             )
     add_compute(results["settings"], kept_answers)
-    results["paired"] = against_downscaling(items, kept_answers)
+    results["paired"] = against_downscaling(items, kept_answers, results["settings"])
     _write(file, json.dumps(results, indent=1))
     (options.out / "results.md").write_text(markdown(results), encoding="utf-8")
     plot(results, options.out)

@@ -106,10 +106,10 @@ def markdown(results: dict[str, Any]) -> str:
     if pairs:
         shown = [name for name in ("all", "read", "read 14+ px", "count") if name in pairs[0]["groups"]]
         lines += ["", "Points ahead of downscaling on the same questions, 95 % interval in brackets.", ""]
-        lines += ["| setting | against | " + " | ".join(shown) + " |", "|---|---|" + "---:|" * len(shown)]
+        lines += ["| setting | against | equal | " + " | ".join(shown) + " |", "|---|---|---|" + "---:|" * len(shown)]
         for pair in pairs:
             cells = [_points(pair["groups"][name]) for name in shown]
-            lines.append(f"| {pair['setting']} | {pair['against']} | " + " | ".join(cells) + " |")
+            lines.append(f"| {pair['setting']} | {pair['against']} | {pair['equal']} | " + " | ".join(cells) + " |")
     return "\n".join([*head, *lines]) + "\n"
 
 
