@@ -92,7 +92,7 @@ typecheck: $(STAMP) ## mypy
 
 bench: $(STAMP) ## the speed benchmarks that a CPU can do in ten minutes, into BENCH_OUTPUT (runs/bench)
 	$(BIN)/python -m benchmarks.startup --output $(BENCH_OUTPUT)
-	$(BIN)/python -m benchmarks.preprocessing --threads 1 --repeats 4 --output $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.preprocessing --threads 1 --repeats 3 --output $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.throughput --output $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.vision_tower --depth 2 --sizes '1 MP' --repeats 3 --output $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.generate --images 512 --repeats 3 --output $(BENCH_OUTPUT)

@@ -29,9 +29,7 @@ import transformers_apt
 METHODS: dict[str, dict[str, Any]] = {
     "upstream": {"patch_selection_method": "off"},
     "v1": {"patch_selection_method": "v1"},
-    "budget 0.2": {"patch_selection_method": "budget", "alpha": 0.2},
     "budget 0.3": {"patch_selection_method": "budget", "alpha": 0.3},
-    "budget 0.5": {"patch_selection_method": "budget", "alpha": 0.5},
     "budget 1.0": {"patch_selection_method": "budget", "alpha": 1.0},
     "budget 0.3 upsample_mse": {
         "patch_selection_method": "budget",
