@@ -115,6 +115,16 @@ def test_standardize_kwargs_sees_all_arguments_before_any_image(backend, monkeyp
     assert isinstance(Qwen2VLImageProcessor.__mro__[1]._standardize_kwargs(image_processor, patch_size=14), dict)
 
 
+@relies_on(*of_both("to_dict"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_to_dict_names_attributes_and_is_the_callers_own(backend):
+    image_processor = backend(size={"shortest_edge": 3136, "longest_edge": 50176})
+    saved = image_processor.to_dict()
+    assert saved["patch_size"] == 14 and saved["image_processor_type"] == backend.__name__
+    saved.clear()
+    assert image_processor.patch_size == 14, "to_dict hands out the processor's own attributes"
+
+
 @relies_on(*of_both("_preprocess"))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_preprocess_gets_channels_first_images_and_every_argument_by_name(backend, heard, half_plain):
