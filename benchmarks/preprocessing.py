@@ -6,6 +6,7 @@ against the usual one-hot histogram.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from apt_code.patch_selection import lay_out, plan_of_maps, rule_budget
 from benchmarks.measuring import METHODS, UPSTREAM, hardware, photo, report, take_turns
 from benchmarks.memory import grown
 
-SIZES = ((336, 280), (512, 512), (1024, 1024), (1920, 1080), (4000, 3000))
+SIZES = {f"{w}x{h}": (w, h) for w, h in ((336, 280), (512, 512), (1024, 1024), (1920, 1080), (4000, 3000))}
 BACKENDS = {"torchvision": Qwen2VLImageProcessor, "pil": Qwen2VLImageProcessorPil}
 UNLIMITED = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
 """Qwen2-VL's documented ceiling, so that large images stay large; the processor's own default stops at 1 MP."""
@@ -38,13 +39,13 @@ def one_hot_entropy(images: torch.Tensor, side: int, bins: int = 512) -> torch.T
     return -(chance * torch.log2(chance + 1e-10)).sum(-1)
 
 
-def whole_processor(image: Path | None, repeats: int) -> list[dict[str, Any]]:
+def whole_processor(image: Path | None, repeats: int, sizes: Sequence[str]) -> list[dict[str, Any]]:
     """One row per backend, size and method."""
     rows = []
     for backend, kind in BACKENDS.items():
         for limit, size in (("default", None), ("16384 tokens", UNLIMITED)):
             processor = kind() if size is None else kind(size=size)
-            for width, height in SIZES:
+            for width, height in (SIZES[name] for name in sizes):
                 if size is not None and megapixels(f"{width}×{height}") < 1.1:
                     continue  # the same as with the default limit
                 picture = photo(width, height, image)
@@ -131,6 +132,8 @@ def growth(rows: list[dict[str, Any]], backend: str) -> dict[str, float]:
     for name in METHODS:
         chosen = [row for row in rows if (row["backend"], row["method"]) == (backend, name)]
         chosen = [row for row in chosen if row["limit"] != "default" or megapixels(row["image"]) < 1.1]
+        if len(chosen) < 2:
+            continue
         pixels = torch.tensor([megapixels(row["image"]) for row in chosen]).log()
         times = torch.tensor([row["ms"] for row in chosen]).log()
         spread = pixels - pixels.mean()
@@ -140,6 +143,7 @@ def growth(rows: list[dict[str, Any]], backend: str) -> dict[str, float]:
 
 def main(
     image: Annotated[Path | None, typer.Option(help="A photo of your own instead of the bundled one.")] = None,
+    sizes: Annotated[list[str] | None, typer.Option(help=f"Of {list(SIZES)}, repeatable.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 15,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: its own choice.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the results go.")] = Path("benchmarks/results"),
@@ -147,6 +151,9 @@ def main(
     """Measure preprocessing and write `preprocessing.json`, a table and a plot."""
     transformers_apt.apply()
     logging.set_verbosity_error()
+    unknown = set(sizes or ()) - set(SIZES)
+    if unknown:
+        raise typer.BadParameter(f"--sizes {sorted(unknown)[0]}: expected one of {list(SIZES)}")
     if threads is not None:
         torch.set_num_threads(threads)
     about = {
@@ -156,7 +163,7 @@ def main(
         "maps_ms_1mp_one_thread": maps_alone(image, repeats),
         "steps_ms_4888_patches_one_thread": steps_alone(image, repeats),
     }
-    rows = whole_processor(image, repeats)
+    rows = whole_processor(image, repeats, sizes or list(SIZES))
     about["exponent_of_time_in_pixels"] = {backend: growth(rows, backend) for backend in BACKENDS}
 
     def plot(axes: Any) -> None:
