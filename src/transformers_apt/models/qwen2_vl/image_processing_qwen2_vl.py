@@ -75,7 +75,7 @@ class Qwen2VLImageProcessor(Overlay):
                 )
             return reorder_images(batches, order)
 
-        return selection.preprocess(self, upstream, images, kwargs, normalise, resized, _affine(self, kwargs))
+        return selection.preprocess(self, upstream, images, kwargs, normalise, resized, lambda: _affine(self, kwargs))
 
 
 def _affine(image_processor: Any, kwargs: Mapping[str, Any]) -> Affine | None:

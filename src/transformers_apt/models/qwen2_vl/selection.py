@@ -250,13 +250,14 @@ def preprocess(
     kwargs: dict[str, Any],
     normalise: Callable[[Tensor], Tensor],
     resized: Callable[[], Sequence[Tensor]],
-    affine: Affine | None = None,
+    affine: Callable[[], Affine | None] = lambda: None,
 ) -> BatchFeature:
     """A backend's `_preprocess`: upstream's own for `"off"`, else the chosen patches and their layout.
 
     Args:
         image_processor, upstream, images, kwargs: as the overlay was called.
-        normalise, affine: as `RowPacker`.
+        normalise: as `RowPacker`.
+        affine: gives what `RowPacker` wants; like `resized`, not asked for `"off"`.
         resized: gives the images after resizing, `(c, H, W)` each.
     """
     settings = take_selection(image_processor, kwargs)
@@ -269,14 +270,18 @@ def preprocess(
         _last_budget_info.by_processor[image_processor] = [None] * len(images)
         return upstream(image_processor, images, **kwargs)
     _check_images(images)
-    select = PatchSelector.of_call(settings, kwargs, normalise, affine)
+    select = PatchSelector.of_call(settings, kwargs, normalise, affine())
     found = select(resized(), group=not kwargs.get("disable_grouping"))
     _last_budget_info.by_processor[image_processor] = found.infos
     grids = [[1, *layout.grid] for layout in found.layouts]
     patches = torch.cat([layout.patches for layout in found.layouts])
     data: dict[str, Any]
     if isinstance(images[0], np.ndarray):  # the PIL backend's; without `return_tensors` they stay what they are
-        data = {"pixel_values": found.rows.numpy(), "image_grid_thw": np.array(grids), LAYOUT_KEY: patches.numpy()}
+        data = {
+            "pixel_values": found.rows.numpy(),
+            "image_grid_thw": np.array(grids, np.int64),
+            LAYOUT_KEY: patches.numpy(),
+        }
     else:  # the grids, as upstream has them, on the default device
         grid_thw = torch.tensor(grids, dtype=torch.int64)
         data = {"pixel_values": found.rows, "image_grid_thw": grid_thw, LAYOUT_KEY: patches}
