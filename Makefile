@@ -25,6 +25,7 @@ help: ## list the targets
 # A change of the dependencies or of a file that installation copies makes the stamp old; sources are used in place.
 $(STAMP): pyproject.toml constraints.txt src/transformers_apt.pth src/transformers_apt.start
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one or say make PYTHON=/path/to/python."; exit 1; }
+	@echo "Setting up $(VENV): torch is large, so this takes some minutes the first time, and says nothing meanwhile."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@
