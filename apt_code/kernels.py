@@ -2,7 +2,8 @@
 
 Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `rows cols` complete cells of one scale, `n` patches.
 Every sum is exact, so the results are those of the plain code in `entropy_utils` and `patch_packing` to the bit; tests
-hold the two equal. Compiled functions are cached on disk. Without numba, the plain code does the work, more slowly.
+hold the two equal. Compiled functions are cached on disk, by `kernel_cache`. Without numba, the plain code does the
+work, more slowly.
 
 Inner loops are functions of their own over one line of pixels: so the compiler sees that the arrays do not overlap and
 turns them into vector code. A constant where a width is known lets it unroll them.
@@ -14,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
+from loguru import logger
+from numba import config, njit
 
 GREY_RANGE = np.uint32(255 * 10_000)
 MOST_BINS = 2**32 // (255 * 10_000)
@@ -23,15 +25,22 @@ MOST_PIXELS = 2**16 - 1
 """Histograms count a cell's pixels in 16 bits."""
 LARGEST_SIZE = 16
 """Packing adds up to 16 × 16 bytes in 16 bits."""
+INTERPRETED = bool(config.DISABLE_JIT)
+"""With NUMBA_DISABLE_JIT numba hands functions back as they are, which takes ten times as long as the plain code."""
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on first use, and keep the result on disk where there is a place for it."""
-    options = {"nogil": True, "error_model": "numpy"}
+    kernel: Any = njit(nogil=True, error_model="numpy")(function)
+    if INTERPRETED:
+        return kernel
     try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # a read-only installation and no home directory: compile once per process instead
-        return njit(**options)(function)
+        from apt_code.kernel_cache import KernelCache
+
+        kernel._cache = KernelCache(function)  # what `njit(cache=True)` does, with a cache that never raises
+    except Exception as error:  # a read-only installation and no home directory: compile once per process instead
+        logger.debug("{} is compiled by every process, there is no place to save it: {!r}", function.__name__, error)
+    return kernel
 
 
 # -------------------------------------------------------------------- entropy
@@ -115,6 +124,16 @@ def entropies(images, patch_size, bins, weights, table, units, maps):  # type: i
 
 
 # -------------------------------------------------------------------- reconstruction error
+
+
+def upsample_errors_fit(channels: int, side: int, size: int) -> bool:
+    """Whether no sum of `upsample_errors` over a cell of `side` px overflows; at 8× up to 37-px patches in colour.
+
+    The largest numbers: `|x|²` of a white cell in units of `1 / (4 size⁴)²`, and twice that on the way, in int64; and
+    the squares of one column of pixels in int32. All others have the same size whatever the patch: at most 2²⁵ at 8×.
+    """
+    white, unit = channels * 255**2 * side, 4 * size**4
+    return size <= 8 and white < 2**31 and 2 * white * side * unit**2 < 2**63
 
 
 @compiled

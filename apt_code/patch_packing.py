@@ -6,6 +6,7 @@ base cells, `t` frames. Only the patches that are kept are ever read.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from apt_code.compilation import can_compile
+from apt_code.compilation import KernelFailedError, can_compile, run_kernel
 from apt_code.patch_layout import PatchLayout
 
 
@@ -109,9 +110,8 @@ class RowPacker:
         """
         lengths = [layout.num_patches for layout in layouts]
         rows = torch.empty((sum(lengths), self.row_length(images)), dtype=torch.float32, device=images.device)
-        parts = list(rows.split(lengths))
         self.write(images, layouts, rows, [sum(lengths[:i]) for i in range(len(lengths))])
-        return parts
+        return list(rows.split(lengths))
 
     def row_length(self, images: Tensor) -> int:
         """`c·t·p·p`."""
@@ -132,8 +132,9 @@ class RowPacker:
             )
         whole = images.shape[-2] % self.patch_size == 0 and images.shape[-1] % self.patch_size == 0
         if whole and can_compile(images):
-            self._write_compiled(images, layouts, rows, starts)
-            return
+            with contextlib.suppress(KernelFailedError):
+                self._write_compiled(images, layouts, rows, starts)
+                return
         patches = self.normalise(pack_patches(images, layouts, self.patch_size)).float()
         # (n, c, p, p) -> (n, c·t·p·p)
         made = patches.unsqueeze(2).expand(-1, -1, self.frames, -1, -1).reshape(len(patches), -1)
@@ -158,9 +159,9 @@ class RowPacker:
         else:
             table, mean, std = _NOTHING[None], np.array(affine.mean, np.float32), np.array(affine.std, np.float32)
         ends = np.cumsum([layout.num_patches for layout in layouts])
-        wrong = kernels.gather_rows(
-            images.contiguous().numpy(), patches.numpy(), ends, np.array(starts), table, _averages(largest)[1],
-            mean, std, self.patch_size, self.frames, rows.numpy(),
+        wrong = run_kernel(
+            kernels.gather_rows, images.contiguous().numpy(), patches.numpy(), ends, np.array(starts),
+            table, _averages(largest)[1], mean, std, self.patch_size, self.frames, rows.numpy(),
         )  # fmt: skip
         if wrong >= 0:
             for layout in layouts:
@@ -177,16 +178,22 @@ class RowPacker:
         """`affine`, if it is what `normalise` does to every value that patches up to this size can have."""
         if self.affine is None or {len(self.affine.mean), len(self.affine.std)} != {channels}:
             return None
-        key = (self.affine, largest)
-        if key not in _affine_holds:
-            if len(_affine_holds) >= 64:
-                _affine_holds.clear()
+        holds = _holds_up_to(self.affine)
+        if largest not in holds:
             said = self.affine.of(_averages(largest)[0].repeat(1, channels, 1, 1))[0, :, 0].numpy()
-            _affine_holds[key] = np.array_equal(said, self._table(channels, largest))
-        return self.affine if _affine_holds[key] else None
+            holds[largest] = np.array_equal(said, self._table(channels, largest))
+        return self.affine if holds[largest] else None
 
 
-_affine_holds: dict[tuple[Affine, int], bool] = {}
+@lru_cache(maxsize=64)
+def _holds_up_to(affine: Affine) -> dict[int, bool]:
+    """Whether an affine map was found to be what it is said to be, by the largest size of patches; to be added to.
+
+    Nothing is ever taken out of it, so threads may share it: where one of them is forgotten here, it stays in use.
+    """
+    return {}
+
+
 _NOTHING = np.empty(0, np.float32)
 
 

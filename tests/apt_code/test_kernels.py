@@ -142,6 +142,24 @@ def test_packing_does_not_believe_a_wrong_claim():
     assert torch.equal(found, expected)
 
 
+def test_packing_believes_while_others_make_many_claims():
+    """As other threads may, others come in between at every look-up, and make more claims than are remembered."""
+
+    def believe(affine: Affine) -> Affine | None:
+        return RowPacker(14, 1, affine.of, affine)._believed(3, 1)
+
+    class Interrupted(Affine):
+        def __hash__(self) -> int:
+            for i in range(70):
+                believe(Affine((float(i),) * 3, self.std))
+            return super().__hash__()
+
+    interrupted = Interrupted((1.0,) * 3, (7.0,) * 3)
+    for _ in range(3):
+        assert believe(interrupted) is interrupted
+    assert patch_packing._holds_up_to.cache_info().currsize <= 64
+
+
 def test_packing_refuses_a_layout_that_leaves_the_image():
     outside = PatchLayout((4, 4), torch.tensor([[2, 2, 4]]))
     with pytest.raises(InvalidLayoutError, match="outside its grid"):

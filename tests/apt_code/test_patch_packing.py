@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apt_code import patch_packing
 from apt_code.patch_layout import PatchLayout
-from apt_code.patch_packing import area_average, cells_of, pack_patches
+from apt_code.patch_packing import RowPacker, area_average, cells_of, pack_patches
 from tests.apt_code.references import canonical, random_tiling
 
 
@@ -135,6 +135,22 @@ def test_area_average_by_hand():
     assert average.tolist() == [[[[6.0, 1.25], [255.0, 0.25]]]]
     assert area_average(cell.reshape(1, 1, 4, 4), 1).tolist() == [[cell.tolist()]]
     assert area_average(cell.reshape(1, 1, 4, 4)[:0], 2).shape == (0, 1, 2, 2)
+
+
+@given(batch=batches())
+def test_packing_has_the_gradient_of_an_average(batch):
+    images, layouts, side = batch
+    pixels = images.float().requires_grad_()
+    packer = RowPacker(side, 2, lambda patches: patches / 2)
+    for pack, share in (
+        (lambda: pack_patches(pixels, layouts, side), 1.0),
+        (lambda: torch.cat(packer(pixels, layouts)), 2 / 2),  # two frames of half the pixel
+    ):
+        (gradient,) = torch.autograd.grad(pack().sum(), pixels)
+        for found, layout in zip(gradient, layouts, strict=True):
+            sizes = layout.sizes[layout.owner].repeat_interleave(side, 0).repeat_interleave(side, 1)
+            expected = share / sizes[: images.shape[-2], : images.shape[-1]].float() ** 2
+            assert torch.equal(found, expected.expand_as(found))
 
 
 def test_memory_layout_does_not_matter():
