@@ -14,7 +14,7 @@ from transformers_apt import app_text as text
 from transformers_apt.app_examples import QUESTION, Example
 from transformers_apt.app_handlers import Look, Setting, UserError, Workbench, own_thresholds
 from transformers_apt.app_server import KEPT, Drawings
-from transformers_apt.models.qwen2_vl import selection
+from transformers_apt.models import settings as selection
 
 HINT = "Drop a photo above, or pick an example."
 MAPS = "Bright cells matter most. Grey cells stick out of the image and are always split."

@@ -17,7 +17,6 @@ from transformers_apt.app_model import Answerer
 from transformers_apt.demo import describe_model, load_checkpoint
 from transformers_apt.visualize import pick_device
 from transformers_apt.visualize_command import EXPECTED as EXPECTED  # what bad input raises
-from transformers_apt.visualize_command import without_notice
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -79,8 +78,7 @@ def assemble(answerer: Answerer, limits: Limits, folder: Path, model: str) -> An
     examples = collect(folder.resolve() / "examples")
     bench = Workbench(answerer, limits, (uploads,))
     page = app.build(bench, examples, Drawings(uploads / DRAWINGS), model)
-    with without_notice():
-        warm_up(bench, uploads)
+    warm_up(bench, uploads)
     return page
 
 
@@ -100,7 +98,7 @@ def upload_folder(folder: Path) -> Path:
 
 
 def warm_up(bench: Workbench, uploads: Path) -> None:
-    """Compile the importance maps and say the notice that adaptive patches are on, before the first visitor waits."""
+    """Compile the importance maps before the first visitor waits."""
     from PIL import Image
 
     from apt_code.entropy_utils import IMPORTANCE_METHODS

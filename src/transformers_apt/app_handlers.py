@@ -16,7 +16,7 @@ from PIL import Image
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.visualization import draw_tiling, highest_importance, reconstruct, shade_importance, to_picture
 from transformers_apt.app_model import Answer, Answerer
-from transformers_apt.models.qwen2_vl import selection
+from transformers_apt.models import settings as selection
 from transformers_apt.visualize import UnusableImageError, View, examine, load_picture
 from transformers_apt.visualize_files import drawing_scale
 

@@ -3,8 +3,9 @@
 An overlay is a class named like its upstream target, in a module that mirrors upstream's path. Its public members are
 put on the target in place, so that class identity, pickling, `isinstance` and Auto classes keep working:
 
-- a function marked `@overrides(...)` wraps the upstream method of its name and gets it as first argument;
-- anything else (a class attribute, a property) is set as it is.
+- a function marked `@overrides(...)` wraps the upstream method of its name and gets it as first argument (a property's
+  getter, and of a class method the method bound to its class, likewise);
+- anything else (a class attribute, a property, a new method) is set as it is.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ class Override:
 
     Attributes:
         function: called as `function(upstream, self, …)`; its keyword-only parameters are added to the signature.
-        relies_on: upstream parameters that it uses by name.
+        relies_on: upstream parameters that it uses by name; several names of which one has to be there, where a
+            parameter is called otherwise from release to release.
     """
 
     function: Callable[..., Any]
-    relies_on: tuple[str, ...]
+    relies_on: tuple[str | tuple[str, ...], ...]
 
     @property
     def adds(self) -> list[inspect.Parameter]:
@@ -48,9 +50,9 @@ class Override:
             IncompatibleTransformersError: a parameter that the override relies on is gone, or one that it adds exists.
         """
         found = inspect.signature(upstream).parameters
-        for parameter in self.relies_on:
-            if parameter not in found:
-                raise IncompatibleTransformersError(f"{name} has no parameter {parameter!r}; it has {list(found)}")
+        for names in self.relies_on:
+            if not any(parameter in found for parameter in ((names,) if isinstance(names, str) else names)):
+                raise IncompatibleTransformersError(f"{name} has no parameter {names!r}; it has {list(found)}")
         for added in self.adds:
             if added.name in found:
                 raise IncompatibleTransformersError(f"{name} already has a parameter {added.name!r} of its own")
@@ -73,10 +75,26 @@ class Override:
         method.__signature__ = signature  # type: ignore[attr-defined]
         return method
 
+    def bind_to_class(self, upstream: type, name: str) -> Callable[..., Any]:
+        """The same for a class method: `function(upstream's method of the class, class, …)`."""
+        found = inspect.getattr_static(upstream, name).__func__
+        function = self.function
 
-def overrides(*relies_on: str) -> Callable[[Callable[..., Any]], Any]:
+        @functools.wraps(found)
+        def method(cls: type, *args: Any, **kwargs: Any) -> Any:
+            return function(functools.partial(found, cls), cls, *args, **kwargs)
+
+        return method
+
+
+def overrides(*relies_on: str | tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:
     """Mark an overlay's function as wrapping the upstream method of the same name, relying on these parameters."""
     return lambda function: Override(function, relies_on)
+
+
+_OF_EVERY_CLASS = frozenset(vars(type("Empty", (), {"__doc__": ""}))) | {
+    "__annotations__", "__firstlineno__", "__static_attributes__",
+}  # fmt: skip
 
 
 class Overlay:
@@ -111,19 +129,20 @@ class Overlay:
         upstream = cls.resolve()
         found = []
         for name, value in vars(cls).items():
-            if name == "target" or (name.startswith("__") and name.endswith("__")):
+            if name == "target" or name in _OF_EVERY_CLASS:
                 continue
             if isinstance(value, Override):
                 where = f"{cls.target.replace(':', '.')}.{name}"
                 original = getattr(upstream, name, MISSING)
                 if original is MISSING:
                     raise IncompatibleTransformersError(f"{where} does not exist")
-                if isinstance(original, property):
-                    assert original.fget is not None
-                    value.check(original.fget, where)
-                    found.append((upstream, name, property(value.bind(original.fget))))
-                    continue
-                value.check(original, where)
-                value = value.bind(original)
+                getter: Any = original.fget if isinstance(original, property) else None
+                value.check(getter or original, where)
+                if getter is not None:
+                    value = property(value.bind(getter))
+                elif isinstance(inspect.getattr_static(upstream, name), classmethod):
+                    value = classmethod(value.bind_to_class(upstream, name))
+                else:
+                    value = value.bind(original)
             found.append((upstream, name, value))
         return found

@@ -1,42 +1,56 @@
-"""Overlay of `transformers.processing_utils`: only Qwen2-VL's own processor feeds a model that reads mixed scales."""
+"""Overlay of `transformers.processing_utils`: what a processor has to say of a call to an image processor of ours."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
-
-from transformers_apt.models.qwen2_vl.selection import DEFAULTS, OFF
+from transformers_apt.models import reach, settings
 from transformers_apt.overlay import Overlay, overrides
-
-SUPPORTED_FAMILIES = ("Qwen2-VL (Qwen2VLProcessor)",)
 
 
 class ProcessorMixin(Overlay):
-    """Modifications:
+    """Modifications, all of them for processors of `Qwen2VLImageProcessor` only, which about fifteen families share:
 
-    - `_process_images`: about fifteen model families share `Qwen2VLImageProcessor`. Through the processor of any
-      family but Qwen2-VL it works as upstream's, to the bit, and a request for adaptive patches is an error. Through a
-      subclass of `Qwen2VLProcessor`, whose author may count patches from the grid, it works as upstream's unless the
-      call names a setting or the image processor has another one than the default.
+    - `__setattr__` and `__setstate__` (a copy, or one that was pickled) note that it is owned: called on its own it
+      then works as upstream's, to the bit, unless it is asked otherwise;
+    - `_merge_kwargs` takes the settings past upstream's check of arguments, from wherever it takes images' arguments;
+    - `_process_images` says through which processor the call comes.
     """
 
     target = "transformers.processing_utils:ProcessorMixin"
 
+    @overrides("name", "value")
+    def __setattr__(upstream: Any, self: Any, name: str, value: Any) -> None:  # type: ignore[misc]
+        upstream(self, name, value)
+        if name == "image_processor":
+            reach.mark_owned(value)
+
+    def __setstate__(self: Any, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        reach.mark_owned(state.get("image_processor"))
+
+    @overrides()
+    def _merge_kwargs(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        image_processor = getattr(self, "image_processor", None)
+        if not reach.is_shared(image_processor):
+            return upstream(self, *args, **kwargs)
+        given = settings.take(image_processor, kwargs)
+        for group in ("images_kwargs", "common_kwargs"):
+            if isinstance(kwargs.get(group), Mapping):
+                kwargs[group] = dict(kwargs[group])
+                nested = settings.take(image_processor, kwargs[group])
+                twice = sorted(set(given) & set(nested)) if group == "images_kwargs" else []
+                if twice:
+                    raise ValueError(f"{twice[0]} was passed twice, in images_kwargs and beside it; pass it once")
+                given = {**nested, **given}
+        merged = upstream(self, *args, **kwargs)
+        merged["images_kwargs"].update(given)
+        return merged
+
     @overrides("images")
     def _process_images(upstream: Any, self: Any, images: Any, **kwargs: Any) -> Any:
         image_processor = self.image_processor
-        shared = isinstance(image_processor, (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil))
-        if not shared or type(self) is Qwen2VLProcessor:
+        if not reach.is_shared(image_processor):
             return upstream(self, images, **kwargs)
-        asked = kwargs.get("patch_selection_method")
-        own = {name: getattr(image_processor, name, default) for name, default in DEFAULTS.items()}
-        if asked is None and (own != DEFAULTS or any(kwargs.get(name) is not None for name in DEFAULTS)):
-            asked = own["patch_selection_method"]
-        if asked not in (None, OFF) and not isinstance(self, Qwen2VLProcessor):
-            raise ValueError(
-                f"patch_selection_method={asked!r} with {type(self).__name__}: adaptive patches are supported for "
-                f"{', '.join(SUPPORTED_FAMILIES)} only; leave the argument out, or pass {OFF!r}"
-            )
-        kwargs["patch_selection_method"] = asked or OFF
-        return upstream(self, images, **kwargs)
+        given = settings.take(image_processor, kwargs)
+        with reach.calling(reach.Call(image_processor, self, given)):
+            return upstream(self, images, **kwargs)

@@ -26,7 +26,7 @@ from apt_code.patch_selection import PAD_VALUE
 from apt_code.patch_tokenizer import PatchTokenizer
 from apt_code.selection_settings import BUDGETED, check_thresholds
 from apt_code.visualization import to_picture
-from transformers_apt.models.qwen2_vl import selection
+from transformers_apt.models import settings as selection
 from transformers_apt.stats import image_layouts
 
 SIZES = ("patch_size", "temporal_patch_size", "merge_size")
@@ -162,11 +162,12 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
         ValueError, TypeError: settings that cannot be used, or an image that the processor refuses.
     """
     selection.check_selection(**settings)
-    settings = selection.take_selection(processor, settings)
+    resolved = selection.resolve(processor, {name: value for name, value in settings.items() if value is not None})
+    settings = resolved.values
     sizes = {name: getattr(processor, name) for name in SIZES}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        output = processor(images=[picture], device=device, return_tensors="pt", **settings)
+        output = processor(images=[picture], device=device, return_tensors="pt", **resolved.used)
     budget_info = (processor.last_budget_info or [None])[0]
     layout = image_layouts({name: value.cpu() for name, value in output.items() if name != "pixel_values"})[0]
     plain: dict[str, Any] = {"patch_selection_method": selection.OFF, "do_rescale": False, "do_normalize": False}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import typer
 from huggingface_hub.errors import HFValidationError
 
 import transformers_apt
-from transformers_apt.models.qwen2_vl import selection
 from transformers_apt.visualize import ignored_settings, load_processor, pick_device
 from transformers_apt.visualize_files import SUMMARY, visualize_folder, visualize_image
 
@@ -51,15 +48,14 @@ def run(
     where = pick_device(device)
     processor = load_processor(model, **given)
     notes = ignored_settings(processor.patch_selection_method, given)
-    with without_notice():
-        if not source.is_dir():
-            stats = visualize_image(source, output, processor, where, notes=notes)
-            for note in stats["notes"]:
-                complain("[yellow]note:[/yellow]", note)
-            typer.echo(describe(stats))
-            typer.echo(f"-> {output / source.stem}")
-            return []
-        found, errors = visualize_folder(source, output, processor, where, notes=notes)
+    if not source.is_dir():
+        stats = visualize_image(source, output, processor, where, notes=notes)
+        for note in stats["notes"]:
+            complain("[yellow]note:[/yellow]", note)
+        typer.echo(describe(stats))
+        typer.echo(f"-> {output / source.stem}")
+        return []
+    found, errors = visualize_folder(source, output, processor, where, notes=notes)
     for note in dict.fromkeys(note for stats in found for note in stats["notes"]):
         complain("[yellow]note:[/yellow]", note)
     for error in errors:
@@ -83,17 +79,3 @@ def describe(stats: dict[str, Any]) -> str:
         f"({stats['retention']['actual']:.1%}{aimed}), "
         f"{stats['language_tokens']['kept']} of {stats['language_tokens']['full']} language tokens"
     )
-
-
-@contextmanager
-def without_notice() -> Iterator[None]:
-    """The notice that adaptive patches are on is for programs that did not ask for them."""
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return record.msg != selection.FIRST_USE_NOTICE
-
-    selection.logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        selection.logger.removeFilter(is_other)

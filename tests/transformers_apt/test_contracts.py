@@ -5,10 +5,12 @@ When a new transformers breaks one of these, the sentence says what the patch re
 
 import functools
 import inspect
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
@@ -21,6 +23,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 from transformers.processing_utils import ProcessorMixin
 
 import transformers_apt
+from transformers_apt.models.upstream import CACHE_NAMES
 
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
 SETTINGS = ("patch_selection_method", "alpha", "importance_method", "thresholds")
@@ -83,46 +86,46 @@ def test_the_settings_names_are_free(backend):
         assert not hasattr(backend, name), f"{backend.__name__} has a {name!r} of its own: ours would hide it"
 
 
-@relies_on(*of_both("valid_kwargs"), *of_both(SETTINGS[0]))
+@relies_on(*of_both(SETTINGS[0]), *of_both("__init__"))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_valid_kwargs_decides_what_a_call_and_a_constructor_take(backend, half_plain, monkeypatch):
-    assert "patch_size" in backend.valid_kwargs.__annotations__, (
-        "valid_kwargs is no longer a TypedDict of the arguments"
-    )
-    more = type("More", (dict,), {"__annotations__": {**backend.valid_kwargs.__annotations__, "mood": str | None}})
-    monkeypatch.setattr(backend, "valid_kwargs", more)
-    monkeypatch.setattr(backend, "mood", "calm", raising=False)
-    assert backend().mood == "calm", "the class attribute is no longer an argument's default"
-    assert backend(mood="wild").mood == "wild", "the constructor no longer sets what valid_kwargs names"
-    assert backend(mood="wild").to_dict()["mood"] == "wild", "to_dict, and so save_pretrained, no longer keeps it"
+def test_the_constructor_sets_what_it_does_not_know(backend):
+    made = backend(mood="wild")
+    assert made.mood == "wild", "the constructor no longer sets every argument as an attribute"
+    assert made.to_dict()["mood"] == "wild", "to_dict, and so save_pretrained, no longer keeps it"
+    assert "mood" not in backend.valid_kwargs.__annotations__
 
 
-@relies_on(*of_both("_standardize_kwargs"))
+@relies_on(*of_both("from_dict"))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_standardize_kwargs_sees_all_arguments_before_any_image(backend, monkeypatch):
-    seen = []
-
-    def stop(self, **kwargs):
-        seen.append(kwargs)
-        raise KeyError("stopped")
-
-    image_processor = backend()
-    monkeypatch.setattr(backend, "_standardize_kwargs", stop)
-    with pytest.raises(KeyError, match="stopped"):
-        image_processor(images="not an image at all", patch_size=16)
-    (kwargs,) = seen
-    assert kwargs["patch_size"] == 16 and "merge_size" in kwargs, "the arguments no longer come together, by name"
-    assert isinstance(Qwen2VLImageProcessor.__mro__[1]._standardize_kwargs(image_processor, patch_size=14), dict)
+def test_from_dict_makes_one_of_a_dictionary_that_is_the_callers_own(backend):
+    saved = {"patch_size": 14, "mood": "wild"}
+    assert backend.from_dict(saved).mood == "wild" and saved == {"patch_size": 14, "mood": "wild"}
 
 
-@relies_on(*of_both("to_dict"))
+@relies_on(*of_both("__call__"), *of_both("preprocess"))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_to_dict_names_attributes_and_is_the_callers_own(backend):
-    image_processor = backend(size={"shortest_edge": 3136, "longest_edge": 50176})
-    saved = image_processor.to_dict()
-    assert saved["patch_size"] == 14 and saved["image_processor_type"] in backend.__name__
-    saved.clear()
-    assert image_processor.patch_size == 14, "to_dict hands out the processor's own attributes"
+def test_a_call_is_preprocess_and_checks_its_arguments(backend, half_plain, heard):
+    calls = heard(backend, "preprocess")
+    backend()(images=half_plain, patch_size=14)
+    assert calls[0]["patch_size"] == 14, "__call__ no longer hands its arguments to preprocess by name"
+    with pytest.raises((TypeError, StrictDataclassError)):
+        backend()(images=half_plain, mood="wild")
+
+
+@relies_on("ProcessorMixin.__setattr__", "ProcessorMixin.__setstate__")
+def test_a_processor_keeps_its_parts_as_attributes(processor):
+    assert ProcessorMixin.__setattr__ is object.__setattr__, "the mixin has a __setattr__ of its own"
+    assert not hasattr(object, "__setstate__") and not hasattr(ProcessorMixin, "__setstate__")
+    assert vars(processor)["image_processor"] is processor.image_processor
+    assert vars(pickle.loads(pickle.dumps(processor)))["image_processor"].patch_size == 14
+
+
+@relies_on("ProcessorMixin._merge_kwargs")
+def test_merge_kwargs_sorts_a_calls_arguments(processor):
+    merged = processor._merge_kwargs(images_kwargs={"patch_size": 14}, tokenizer_init_kwargs={}, padding=True)
+    assert merged["images_kwargs"]["patch_size"] == 14 and merged["text_kwargs"]["padding"] is True
+    with pytest.raises((TypeError, StrictDataclassError)):
+        processor._merge_kwargs(images_kwargs={"mood": "wild"})
 
 
 @relies_on(*of_both("_preprocess"))
@@ -242,16 +245,10 @@ def test_get_rope_index_walks_the_rows_of_the_grid(model, processor, prompt, hal
 
 @relies_on("Qwen2VLModel.forward")
 def test_forward_takes_positions_as_given_and_keeps_the_deltas(model, stock_inputs):
-    expected = (
-        "input_ids",
-        "position_ids",
-        "past_key_values",
-        "mm_token_type_ids",
-        "mm_encoder_outputs",
-        "pixel_values",
-    )
-    missing = set(expected) - set(parameters(Qwen2VLModel.forward))
+    found = set(parameters(Qwen2VLModel.forward))
+    missing = {"input_ids", "position_ids", "mm_token_type_ids", "mm_encoder_outputs", "pixel_values"} - found
     assert not missing, f"Qwen2VLModel.forward has no {missing}"
+    assert found & set(CACHE_NAMES), f"Qwen2VLModel.forward has none of {CACHE_NAMES}: the cache has another name"
     positions, deltas = model.model.get_rope_index(
         stock_inputs["input_ids"], stock_inputs["mm_token_type_ids"], stock_inputs["image_grid_thw"]
     )
@@ -267,6 +264,14 @@ def test_forward_hands_unknown_arguments_to_the_model(model, stock_inputs, heard
     with torch.no_grad():
         model(**stock_inputs, image_mood="calm")
     assert calls[0]["image_mood"] == "calm", "an argument no longer travels from forward to get_image_features"
+
+
+@relies_on("Qwen2VLForConditionalGeneration._validate_model_kwargs")
+def test_generate_validates_its_arguments_in_one_place(model, stock_inputs, heard):
+    calls = heard(Qwen2VLForConditionalGeneration, "_validate_model_kwargs")
+    with pytest.raises(ValueError, match="mood"):
+        model.generate(**stock_inputs, mood="wild", max_new_tokens=2)
+    assert "mood" in calls[0]["model_kwargs"]
 
 
 @relies_on("Qwen2VLForConditionalGeneration._prepare_position_ids_for_generation")

@@ -25,7 +25,7 @@ from apt_code.selection_settings import SELECTION_METHODS
 from transformers_apt import embedded
 from transformers_apt.cli import app
 from transformers_apt.demo import load_photo
-from transformers_apt.models.qwen2_vl.selection import DEFAULTS, OFF
+from transformers_apt.models.settings import DEFAULTS, OFF
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

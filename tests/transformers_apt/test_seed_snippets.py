@@ -316,4 +316,4 @@ def test_the_snippets_work(folder, half_plain, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("done")
-    assert done.stderr.count("Adaptive patches are on") == 1
+    assert "Adaptive patches are on" not in done.stderr, "the notice is for programs that asked for nothing"

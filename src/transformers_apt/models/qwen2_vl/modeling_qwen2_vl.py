@@ -17,7 +17,9 @@ from transformers.utils.generic import (
 )
 from transformers.utils.output_capturing import capture_outputs
 
-from apt_code.patch_layout import InvalidLayoutError, PatchLayout
+from apt_code.patch_layout import MERGE_SIZE, InvalidLayoutError, PatchLayout
+from transformers_apt.models.preprocessing import LAYOUT_KEY
+from transformers_apt.models.upstream import CACHE_NAMES, cache_in
 from transformers_apt.overlay import Overlay, overrides
 
 
@@ -71,6 +73,14 @@ def _num_rows(pixel_values: torch.Tensor, config: Any) -> int:
     return pixel_values.numel() // (config.in_channels * config.temporal_patch_size * config.patch_size**2)
 
 
+LOST_LAYOUT = (
+    "pass everything the processor returned, or preprocess with patch_selection_method='off'. (transformers-apt, "
+    "which is installed here, makes fewer patches of an image and says in image_patch_layout where they are; "
+    "TRANSFORMERS_APT=0 in the environment switches that off for a whole process.)"
+)
+"""For a reader who may never have asked for a layout."""
+
+
 def _refuse_mixed_scales(
     pixel_values: torch.Tensor | None, image_grid_thw: torch.Tensor | None, vision_config: Any
 ) -> None:
@@ -79,14 +89,14 @@ def _refuse_mixed_scales(
     Raises:
         InvalidLayoutError: the layout was lost on the way here.
     """
-    if pixel_values is None or image_grid_thw is None or torch.compiler.is_compiling():
+    if not isinstance(pixel_values, torch.Tensor) or image_grid_thw is None or torch.compiler.is_compiling():
         return
-    expected, found = int(image_grid_thw.prod(-1).sum()), _num_rows(pixel_values, vision_config)
+    grids = torch.as_tensor(image_grid_thw)
+    expected, found = int(grids.prod(-1).sum()), _num_rows(pixel_values, vision_config)
     if found != expected:
         raise InvalidLayoutError(
-            f"pixel_values has {found} rows but image_grid_thw {image_grid_thw.tolist()} has "
-            f"{expected} patches and there is no image_patch_layout; pass everything the processor returned, "
-            "or preprocess with patch_selection_method='off'"
+            f"pixel_values has {found} rows but image_grid_thw {grids.tolist()} has {expected} patches and there is "
+            f"no image_patch_layout; {LOST_LAYOUT}"
         )
 
 
@@ -149,7 +159,8 @@ class Qwen2VisionTransformerPretrainedModel(Overlay):
     """Modifications:
 
     - `forward` takes `patch_layout`, the concatenated layouts or a list of checked ones, and then runs
-      `mixed_scale_tower`.
+      `mixed_scale_tower`; without it, pixels that are not one row per cell of the grid are refused instead of being
+      read at wrong places.
     """
 
     target = "transformers.models.qwen2_vl.modeling_qwen2_vl:Qwen2VisionTransformerPretrainedModel"
@@ -165,6 +176,7 @@ class Qwen2VisionTransformerPretrainedModel(Overlay):
         **kwargs: Any,
     ) -> Any:
         if patch_layout is None:
+            _refuse_mixed_scales(hidden_states, grid_thw, self.config)
             return upstream(self, hidden_states, grid_thw, **kwargs)
         if not isinstance(patch_layout, list):
             patch_layout = unpack(patch_layout, grid_thw, _num_rows(hidden_states, self.config))
@@ -189,8 +201,8 @@ class Qwen2VLModel(Overlay):
     """Modifications:
 
     - `get_image_features` takes `image_patch_layout` (`generate` reads its signature) and hands it to the tower;
-      without it, pixels that are not one row per cell of the grid are refused instead of being read at wrong places;
-    - `get_rope_index` and `get_vision_position_ids` place each language token at its top-left 28-px cell;
+    - `get_rope_index` and `get_vision_position_ids` place each language token at its top-left 28-px cell; where
+      upstream fails for want of placeholders, the error says that a layout may be missing;
     - `forward` takes `image_patch_layout` and computes position ids from it where upstream would from the grid; with a
       layout but neither pixels nor features it would read the bare placeholders, and refuses to.
     """
@@ -209,7 +221,6 @@ class Qwen2VLModel(Overlay):
     ) -> Any:
         if image_patch_layout is not None:
             return mixed_scale_image_features(self, pixel_values, image_grid_thw, image_patch_layout, **kwargs)
-        _refuse_mixed_scales(pixel_values, image_grid_thw, self.config.vision_config)
         return upstream(self, pixel_values, image_grid_thw, **kwargs)
 
     @overrides("start_position", "grid_thw", "temp_merge_size", "spatial_merge_size", "time_interval", "device")
@@ -246,16 +257,27 @@ class Qwen2VLModel(Overlay):
         if image_patch_layout is None:
             # `generate` computes positions before it encodes the images, and hands on everything it has
             _refuse_mixed_scales(kwargs.get("pixel_values"), image_grid_thw, self.config.vision_config)
-            return upstream(
-                self, input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw, attention_mask, **kwargs
-            )
+            given = (input_ids, mm_token_type_ids, image_grid_thw, video_grid_thw, attention_mask)
+            try:
+                return upstream(self, *given, **kwargs)
+            except Exception as error:
+                found = _num_placeholders(mm_token_type_ids, attention_mask)
+                if image_grid_thw is None or found >= _num_merge_cells(image_grid_thw):
+                    raise
+                raise InvalidLayoutError(
+                    f"the prompt has {found} image placeholders but image_grid_thw "
+                    f"{[tuple(map(int, grid)) for grid in image_grid_thw]} makes {_num_merge_cells(image_grid_thw)} "
+                    f"and there is no image_patch_layout. Unless the prompt was cut: {LOST_LAYOUT}"
+                ) from error
         layouts = unpack(image_patch_layout, image_grid_thw)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         expected = sum(layout.num_language_tokens for layout in layouts)
-        found = int(((mm_token_type_ids == 1) & mask.bool()).sum())
+        found = _num_placeholders(mm_token_type_ids, mask)
         if found != expected:
+            # TRL looks for upstream's words, the first ones here, to say that max_length cut the prompt
             raise InvalidLayoutError(
-                f"the prompt has {found} image placeholders but image_patch_layout makes {expected} language tokens; "
+                f"Image features and image tokens do not match, tokens: {found}, features: {expected}: the prompt has "
+                f"{found} image placeholders but image_patch_layout makes {expected} language tokens; "
                 "pass the input_ids and the image_patch_layout of the same processor call"
             )
         grids = [MixedScaleGrid.of(layout) for layout in layouts]
@@ -264,7 +286,7 @@ class Qwen2VLModel(Overlay):
         )
         return position_ids, deltas + _missing_tail(mm_token_type_ids, mask, layouts)
 
-    @overrides("input_ids", "position_ids", "image_grid_thw", "video_grid_thw", "attention_mask", "past_key_values",
+    @overrides("input_ids", "position_ids", "image_grid_thw", "video_grid_thw", "attention_mask", CACHE_NAMES,
                "mm_token_type_ids")  # fmt: skip
     def forward(
         upstream: Any, self: Any, *args: Any, image_patch_layout: torch.Tensor | None = None, **kwargs: Any
@@ -273,7 +295,7 @@ class Qwen2VLModel(Overlay):
             return upstream(self, *args, **kwargs)
         given = inspect.signature(upstream).bind_partial(self, *args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
-        past = given.get("past_key_values")
+        past = cache_in(given)
         starts_anew = self.rope_deltas is None or past is None or past.get_seq_length() == 0
         if starts_anew:
             _refuse_layout_without_pixels(given, self.config.image_token_id)
@@ -287,6 +309,16 @@ class Qwen2VLModel(Overlay):
             )
         del given["self"]
         return upstream(self, **given, image_patch_layout=image_patch_layout)
+
+
+def _num_placeholders(mm_token_type_ids: torch.Tensor, mask: torch.Tensor | None) -> int:
+    is_image = mm_token_type_ids == 1
+    return int((is_image if mask is None else is_image & mask.bool()).sum())
+
+
+def _num_merge_cells(grids: Any) -> int:
+    """Placeholders that upstream makes for these images."""
+    return sum(int(torch.as_tensor(grid).prod()) for grid in grids) // MERGE_SIZE**2
 
 
 def _missing_tail(mm_token_type_ids: torch.Tensor, mask: torch.Tensor, layouts: list[PatchLayout]) -> torch.Tensor:
@@ -308,16 +340,24 @@ class Qwen2VLForConditionalGeneration(Overlay):
     """Modifications:
 
     - `forward` names `image_patch_layout`, which `generate` demands of every input, and passes it on;
+    - `_validate_model_kwargs` takes it also where somebody's own `forward` does not name it, but takes `**kwargs`;
     - `_prepare_position_ids_for_generation`, where `generate` still has all inputs, refuses a layout without pixels.
     """
 
     target = "transformers.models.qwen2_vl.modeling_qwen2_vl:Qwen2VLForConditionalGeneration"
 
+    @overrides("model_kwargs")
+    def _validate_model_kwargs(upstream: Any, self: Any, model_kwargs: dict[str, Any]) -> None:
+        parameters = inspect.signature(self.forward).parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name != LAYOUT_KEY}
+        upstream(self, model_kwargs)
+
     @overrides("inputs_tensor", "model_kwargs")
     def _prepare_position_ids_for_generation(
         upstream: Any, self: Any, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
     ) -> torch.Tensor:
-        past = model_kwargs.get("past_key_values")
+        past = cache_in(model_kwargs)
         starts_anew = past is None or past.get_seq_length() == 0
         is_ids = inputs_tensor.ndim == 2 and not inputs_tensor.is_floating_point()
         if model_kwargs.get("image_patch_layout") is not None and starts_anew and is_ids:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from apt_code.patch_layout import PatchLayout
-from transformers_apt.models.qwen2_vl.selection import LAYOUT_KEY
+from transformers_apt.models.preprocessing import LAYOUT_KEY, makes_layouts
 from transformers_apt.overlay import Overlay, overrides
 
 
@@ -13,7 +13,8 @@ class Qwen2VLProcessor(Overlay):
     """Modifications:
 
     - `replace_image_token`: as many placeholders as the image's tiling has language tokens;
-    - `model_input_names` names `image_patch_layout`.
+    - `model_input_names` names `image_patch_layout` after a call that made layouts; before this thread's first call of
+      the image processor, where one would.
 
     The settings come through upstream's own `images_kwargs`. `_get_num_multimodal_tokens` stays upstream's: exact for
     `"off"`, an upper bound for the other methods.
@@ -32,4 +33,4 @@ class Qwen2VLProcessor(Overlay):
     @overrides()
     def model_input_names(upstream: Any, self: Any) -> list[str]:
         names = upstream(self)
-        return names if LAYOUT_KEY in names else [*names, LAYOUT_KEY]
+        return [*names, LAYOUT_KEY] if LAYOUT_KEY not in names and makes_layouts(self) else names

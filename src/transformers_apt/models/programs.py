@@ -1,0 +1,67 @@
+"""Programs in whose processes the package default stays off, and why: one row each.
+
+They count an image's rows or placeholders from `image_grid_thw`, or they produce figures that are compared with those
+of stock transformers. What is asked for explicitly is done, or, where a program cannot read it, refused.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Program:
+    """A row of the table.
+
+    Attributes:
+        name: what people call it.
+        why: completes the sentence "it …".
+        reads_layouts: it hands everything that the processor returned on to the model, so that an explicit setting
+            works. Where it does not, an explicit setting is refused when this program is the caller.
+    """
+
+    name: str
+    why: str
+    reads_layouts: bool = False
+
+
+_CUTS_ROWS = "cuts pixel_values by image_grid_thw"
+_COUNTS_PLACEHOLDERS = "counts an image's placeholders from image_grid_thw"
+
+PROGRAMS: Mapping[str, Program] = {
+    "vllm": Program("vLLM", _CUTS_ROWS),
+    "sglang": Program("SGLang", _CUTS_ROWS),
+    "lmdeploy": Program("LMDeploy", _COUNTS_PLACEHOLDERS),
+    "llamafactory": Program("LLaMA-Factory", _COUNTS_PLACEHOLDERS),
+    "swift.template": Program("ms-swift", _COUNTS_PLACEHOLDERS),
+    "trl.trainer.grpo_trainer": Program("TRL's GRPOTrainer", _CUTS_ROWS),
+    "trl.trainer.rloo_trainer": Program("TRL's RLOOTrainer", _CUTS_ROWS),
+    "trl.trainer.distillation_trainer": Program("TRL's DistillationTrainer", _CUTS_ROWS),
+    "trl.experimental.online_dpo.online_dpo_trainer": Program(
+        "TRL's OnlineDPOTrainer", "hands pixel_values and image_grid_thw on by name, and nothing else"
+    ),
+    "trl": Program("TRL", "would train on patches that nobody asked for", reads_layouts=True),
+    "sentence_transformers": Program(
+        "Sentence Transformers", "would embed images otherwise than those of an index built before", reads_layouts=True
+    ),
+    "lmms_eval": Program("lmms-eval", "measures what is compared with full resolution", reads_layouts=True),
+}
+"""By the name of a module that is imported where the program is used; submodules belong to it."""
+
+
+def loaded_program() -> Program | None:
+    """The first program of the table that this process has imported."""
+    return next((program for module, program in PROGRAMS.items() if module in sys.modules), None)
+
+
+def calling_program() -> Program | None:
+    """The program among our callers that cannot read a layout."""
+    loaded = [module for module, program in PROGRAMS.items() if not program.reads_layouts and module in sys.modules]
+    frame = sys._getframe(1) if loaded else None
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        for module in loaded:
+            if name == module or name.startswith(f"{module}."):
+                return PROGRAMS[module]
+        frame = frame.f_back
+    return None

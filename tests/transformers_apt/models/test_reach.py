@@ -1,0 +1,200 @@
+"""Where the package default reaches, and where it does not."""
+
+import copy
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import (
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.utils import logging as transformers_logging
+
+from transformers_apt.models import reach
+from transformers_apt.models.programs import PROGRAMS
+from transformers_apt.tiny_checkpoint import build_tokenizer
+
+BACKENDS = [Qwen2VLImageProcessor, Qwen2VLImageProcessorPil]
+BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+both_backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def is_stock(output):
+    return "image_patch_layout" not in output and len(output["pixel_values"]) == int(output["image_grid_thw"].prod())
+
+
+def of_family(processor_class, image_processor):
+    return processor_class(image_processor, build_tokenizer(), Qwen2VLVideoProcessor())
+
+
+@pytest.fixture
+def notices(caplog):
+    logger = transformers_logging.get_logger("transformers.models.qwen2_vl.adaptive_patches")
+    type(logger).warning_once.cache_clear()
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING, logger=logger.name):
+        yield lambda: {r.getMessage() for r in caplog.records if "notice appears once" in r.getMessage()}
+    logger.removeHandler(caplog.handler)
+
+
+# -------------------------------------------------------------------- ownership
+
+
+@both_backends
+@pytest.mark.parametrize("family", [Qwen2VLProcessor, Qwen2_5_VLProcessor], ids=lambda family: family.__name__)
+def test_an_owned_image_processor_called_on_its_own_is_stock(backend, family, half_plain, upstream):
+    """As LLaMA-Factory, ms-swift and upstream's tests of Qwen2.5-VL call it, and count placeholders from the grid."""
+    with upstream():
+        expected = backend()(images=half_plain, return_tensors="pt")
+    owner = of_family(family, backend())
+    found = owner.image_processor(images=half_plain, return_tensors="pt")
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert "image_patch_layout" in owner.image_processor(images=half_plain, **BUDGET), "asked for, it is done"
+    assert "image_patch_layout" in backend()(images=half_plain), "a lone one still has the default"
+
+
+@pytest.mark.parametrize("how", ["constructed", "assigned", "pickled", "copied"])
+def test_every_way_to_own_an_image_processor(how, half_plain):
+    owner = of_family(Qwen2_5_VLProcessor, Qwen2VLImageProcessor())
+    if how == "assigned":
+        owner.image_processor = Qwen2VLImageProcessor()
+    elif how == "pickled":
+        owner = pickle.loads(pickle.dumps(owner))
+    elif how == "copied":
+        owner = copy.deepcopy(owner)
+    assert is_stock(owner.image_processor(images=half_plain, return_tensors="pt"))
+
+
+def test_ownership_is_neither_saved_nor_kept_alive(half_plain, tmp_path):
+    lone = Qwen2VLImageProcessor()
+    before = dict(vars(lone))
+    owner = of_family(Qwen2VLProcessor, lone)
+    assert vars(lone) == before
+    owner.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text())["image_processor"]
+    assert set(saved) == set(json.loads(Qwen2VLImageProcessor().to_json_string()))
+    marked = len(reach._owned)
+    del owner, lone
+    assert len(reach._owned) < marked
+
+
+# -------------------------------------------------------------------- the known chain
+
+
+def test_the_default_reaches_the_seeds_calls(processor, prompt, half_plain, notices):
+    assert "image_patch_layout" in processor(images=half_plain, text=prompt())
+    assert "image_patch_layout" in Qwen2VLImageProcessor()(images=half_plain)
+    (notice,) = notices()
+    assert "Adaptive patches are on for Qwen2-VL" in notice and "TRANSFORMERS_APT_SETTINGS" in notice
+
+
+@both_backends
+def test_subclasses_do_not_get_the_default(backend, processor, prompt, half_plain, notices):
+    class Mine(backend):
+        pass
+
+    assert is_stock(Mine()(images=half_plain, return_tensors="pt"))
+    processor.image_processor = Mine()
+    assert is_stock(processor(images=half_plain, text=prompt(), return_tensors="pt"))
+    assert "image_patch_layout" in processor(images=half_plain, text=prompt(), images_kwargs=BUDGET)
+    assert notices() == set()
+
+
+def test_another_familys_patch_size_is_no_qwen2_vl(half_plain, notices):
+    lone = Qwen2VLImageProcessor(patch_size=16)
+    assert is_stock(lone(images=half_plain, return_tensors="pt"))
+    assert "image_patch_layout" in lone(images=half_plain, **BUDGET)
+    assert notices() == set()
+
+
+@pytest.mark.parametrize("module", PROGRAMS)
+def test_a_loaded_program_keeps_the_default_away(module, processor, prompt, half_plain, monkeypatch, notices):
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    assert is_stock(processor(images=half_plain, text=prompt(), return_tensors="pt"))
+    assert is_stock(Qwen2VLImageProcessor()(images=half_plain, return_tensors="pt"))
+    (notice,) = notices()
+    assert PROGRAMS[module].name in notice and PROGRAMS[module].why in notice and "TRANSFORMERS_APT_SETTINGS" in notice
+    asked = processor(images=half_plain, text=prompt(), images_kwargs=BUDGET)
+    assert "image_patch_layout" in asked, "asked for, and not called by the program: it is done"
+
+
+def called_by(module, function):
+    """`function()` as if code of `module` had called it."""
+    scope = {"__name__": f"{module}.inside", "function": function}
+    exec("def call():\n    return function()", scope)
+    return scope["call"]()
+
+
+@pytest.mark.parametrize("module", [module for module, program in PROGRAMS.items() if not program.reads_layouts])
+@pytest.mark.parametrize("way", ["call", "attribute", "environment"])
+def test_asked_for_by_a_program_that_cannot_read_it_it_is_refused(
+    module, way, processor, prompt, half_plain, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    settings = BUDGET if way == "call" else {}
+    if way == "attribute":
+        processor.image_processor.patch_selection_method, processor.image_processor.alpha = "budget", 0.3
+    if way == "environment":
+        monkeypatch.setenv("TRANSFORMERS_APT_SETTINGS", json.dumps(BUDGET))
+    with pytest.raises(ValueError, match=r"transformers-apt\. Pass patch_selection_method='off'") as refusal:
+        called_by(module, lambda: processor(images=half_plain, text=prompt(), images_kwargs=settings))
+    assert PROGRAMS[module].name in str(refusal.value) and "'budget'" in str(refusal.value)
+    off = {"patch_selection_method": "off"}
+    assert "image_patch_layout" not in called_by(
+        module, lambda: processor(images=half_plain, text=prompt(), images_kwargs=off)
+    )
+
+
+def test_the_notice_is_for_those_who_asked_for_nothing(processor, prompt, half_plain, notices, monkeypatch):
+    processor(images=half_plain, text=prompt(), images_kwargs=BUDGET)
+    processor(images=half_plain, text=prompt(), images_kwargs={"patch_selection_method": "v1"})
+    processor(images=half_plain, text=prompt(), images_kwargs={"thresholds": [2, 1]})
+    Qwen2VLImageProcessor(patch_selection_method="v1")(images=half_plain)
+    monkeypatch.setenv("RANK", "1")
+    processor(images=half_plain, text=prompt())
+    assert notices() == set()
+
+
+WORKERS = """
+import numpy as np, torch
+from torch.utils.data import DataLoader
+from transformers import Qwen2VLImageProcessor
+image_processor = Qwen2VLImageProcessor()
+image = np.random.default_rng(0).integers(0, 255, (56, 56, 3), np.uint8)
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, i):
+        return image_processor(images=image, return_tensors="pt")["pixel_values"]
+
+if __name__ == "__main__":
+    if PARENT:
+        image_processor(images=image)
+    for context in ("fork", "spawn"):
+        list(DataLoader(Images(), num_workers=2, multiprocessing_context=context))
+"""
+
+
+@pytest.mark.parametrize("parent", [True, False])
+def test_workers_are_silent(parent, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(WORKERS.replace("PARENT", str(parent)))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("notice appears once") == parent
