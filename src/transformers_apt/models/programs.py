@@ -40,6 +40,10 @@ PROGRAMS: Mapping[str, Program] = {
     "trl.experimental.online_dpo.online_dpo_trainer": Program(
         "TRL's OnlineDPOTrainer", "hands pixel_values and image_grid_thw on by name, and nothing else"
     ),
+    "verl": Program("verl", _COUNTS_PLACEHOLDERS),
+    "tensorrt_llm": Program("TensorRT-LLM", _COUNTS_PLACEHOLDERS),
+    "mlx_vlm": Program("MLX-VLM", "has a vision tower of its own"),
+    "optimum.intel": Program("Optimum Intel", "has a vision tower of its own"),
     "trl": Program("TRL", "would train on patches that nobody asked for", reads_layouts=True),
     "sentence_transformers": Program(
         "Sentence Transformers", "would embed images otherwise than those of an index built before", reads_layouts=True

@@ -57,6 +57,12 @@ def mark_owned(image_processor: Any) -> None:
         _owned[id(image_processor)] = image_processor
 
 
+def mark_family(image_processor: Any, processor_class: str | None) -> None:
+    """Note of a lone image processor that its checkpoint is another family's, by the name of the processor there."""
+    if processor_class not in (None, Qwen2VLProcessor.__name__):
+        mark_owned(image_processor)
+
+
 def is_owned(image_processor: Any) -> bool:
     return _owned.get(id(image_processor)) is image_processor
 

@@ -119,6 +119,18 @@ def test_another_familys_patch_size_is_no_qwen2_vl(half_plain, notices):
     assert notices() == set()
 
 
+@both_backends
+@pytest.mark.parametrize("name", ["Qwen2VLProcessor", "Qwen2_5_VLProcessor", None])
+def test_a_lone_one_of_another_familys_checkpoint(backend, name, half_plain, tmp_path, notices):
+    backend().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved if name is None else {**saved, "processor_class": name}))
+    lone = backend.from_pretrained(tmp_path)
+    assert ("image_patch_layout" in lone(images=half_plain)) == (name != "Qwen2_5_VLProcessor")
+    assert "image_patch_layout" in lone(images=half_plain, **BUDGET)
+
+
 @pytest.mark.parametrize("module", PROGRAMS)
 def test_a_loaded_program_keeps_the_default_away(module, processor, prompt, half_plain, monkeypatch, notices):
     monkeypatch.setitem(sys.modules, module, ModuleType(module))

@@ -42,7 +42,9 @@ class Qwen2VLImageProcessor(Overlay):
 
     @overrides("image_processor_dict")
     def from_dict(upstream: Any, cls: Any, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
-        return upstream({**image_processor_dict, **settings.take(cls, kwargs)}, **kwargs)
+        made = upstream({**image_processor_dict, **settings.take(cls, kwargs)}, **kwargs)
+        reach.mark_family(made[0] if isinstance(made, tuple) else made, image_processor_dict.get("processor_class"))
+        return made
 
     @overrides()
     def __call__(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> BatchFeature:
