@@ -122,7 +122,7 @@ def commands_of(page):
             continue
         for line in block.content.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words.pop(0)
             if words:
                 found.append(words)
