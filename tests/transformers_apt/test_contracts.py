@@ -121,11 +121,20 @@ def test_a_processor_keeps_its_parts_as_attributes(processor):
 
 
 @relies_on("ProcessorMixin._merge_kwargs")
-def test_merge_kwargs_sorts_a_calls_arguments(processor):
-    merged = processor._merge_kwargs(images_kwargs={"patch_size": 14}, tokenizer_init_kwargs={}, padding=True)
-    assert merged["images_kwargs"]["patch_size"] == 14 and merged["text_kwargs"]["padding"] is True
+def test_merge_kwargs_sorts_a_calls_arguments(processor, prompt, half_plain, monkeypatch):
+    merged, merge = [], ProcessorMixin._merge_kwargs
+
+    def method(self, *args, **kwargs):
+        merged.append((kwargs["images_kwargs"], merge(self, *args, **kwargs)))
+        return merged[-1][1]
+
+    monkeypatch.setattr(ProcessorMixin, "_merge_kwargs", method)
+    processor(images=half_plain, text=prompt(), images_kwargs={"patch_size": 14}, padding=True)
+    ((given, found),) = merged
+    assert given == {"patch_size": 14}, "a call's images_kwargs no longer come as they are"
+    assert found["images_kwargs"]["patch_size"] == 14 and found["text_kwargs"]["padding"] is True
     with pytest.raises((TypeError, StrictDataclassError)):
-        processor._merge_kwargs(images_kwargs={"mood": "wild"})
+        processor(images=half_plain, text=prompt(), images_kwargs={"mood": "wild"})
 
 
 @relies_on(*of_both("_preprocess"))

@@ -65,4 +65,4 @@ def test_probe(served, encoded, capsys):
         do(f"GET {get[:40]}","GET",f"/gradio_api/{get}")
     for get in ("config","monitoring","monitoring/x","monitoring/summary","static/x","static/%00","assets/%00","svelte/%00","manifest.json","pwa_icon","pwa_icon/x","pwa_icon/5","?deep_link=x","?deep_link=%00","?__theme=%ff","nothing","favicon.ico","robots.txt","login","logout","?view=api"):
         do(f"GET /{get}","GET",f"/{get}")
-    open("/tmp/fz/out.txt","w").write("\n".join(out))
+    open("/tmp/fz/out2.txt","w").write("\n".join(out))

@@ -1,5 +1,6 @@
 """Programs that hand on pixels and grid but not the layout, at every entry that upstream lets them call."""
 
+import inspect
 import warnings
 
 import pytest
@@ -94,6 +95,9 @@ def test_generate_works_where_somebody_replaced_forward(model, inputs, monkeypat
 @pytest.mark.parametrize("name", CACHE_NAMES)
 def test_forward_takes_the_cache_under_both_names(name, model, inputs):
     """In the middle of a generation, by hand: the release's own name, and the one before, which it still takes."""
+    own = next(name for name in CACHE_NAMES if name in inspect.signature(type(model).forward).parameters)
+    if CACHE_NAMES.index(name) < CACHE_NAMES.index(own):
+        pytest.skip(f"this transformers has no {name!r} yet")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         ids = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
@@ -102,9 +106,6 @@ def test_forward_takes_the_cache_under_both_names(name, model, inputs):
             token = ids[:, inputs["input_ids"].shape[1] :][:, :1]
             given = {"input_ids": token, name: cache_in(first), "image_grid_thw": inputs["image_grid_thw"]}
             given |= {"image_patch_layout": inputs["image_patch_layout"], "mm_token_type_ids": torch.zeros_like(token)}
-            try:
-                second = whole(**given)
-            except TypeError:
-                pytest.skip(f"this transformers has no {name!r}")
+            second = whole(**given)
             logits = second.logits if whole is model else model.lm_head(second.last_hidden_state)
             assert int(logits[0, -1].argmax()) == int(ids[0, inputs["input_ids"].shape[1] + 1])
