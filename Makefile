@@ -16,7 +16,7 @@ BENCH_OUTPUT ?= runs/bench
 FLOOR := 5.18.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo app browser test test-with test-floor fuzz audit lint format typecheck bench docs docs-serve \
+.PHONY: help venv install demo app browser test test-with test-floor test-bystanders fuzz audit lint format typecheck bench docs docs-serve \
 	pre-commit build clean
 
 help: ## list the targets
@@ -56,6 +56,22 @@ WITH = $(VENV)-$(TRANSFORMERS)
 VERSION_TESTS := tests/test_startup_hook.py tests/test_startup_finder.py tests/test_tiny_checkpoint.py tests/transformers_apt
 VERSION_TESTS_LEAVE_OUT := app test_cli.py test_documentation.py test_flops.py test_load.py test_visualize.py \
 	test_visualize_bad_input.py test_work.py
+
+# Programs that live in one environment with this package. Each has its own, which finds torch and the rest in the main
+# one behind it and adds what tests/bystanders/requirements names; nothing else, so that no program's range moves a pin.
+BYSTANDERS := trl sentence-transformers llamafactory ms-swift lmms-eval qwen-vl-utils
+
+$(VENV)-bystander-%/.installed: $(STAMP) tests/bystanders/requirements/%.txt
+	rm -rf $(@D)
+	$(BIN)/python -m venv --without-pip $(@D)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main_environment.pth"
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/bystanders/requirements/$*.txt || \
+		{ echo "test-bystanders FAILED: $* cannot be installed, so it was not tested. It needs the package index."; exit 1; }
+	@touch $@
+
+test-bystanders: $(BYSTANDERS:%=$(VENV)-bystander-%/.installed) ## that nothing changes in other programs that are installed beside this package
+	BYSTANDERS=$(abspath $(VENV))-bystander $(BIN)/python -m pytest tests/bystanders $(TEST_ARGS)
 
 $(VENV)-%/.installed: pyproject.toml constraints.txt src/transformers_apt.pth src/transformers_apt.start
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one or say make PYTHON=/path/to/python."; exit 1; }
