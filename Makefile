@@ -16,11 +16,11 @@ BENCH_OUTPUT ?= runs/bench
 FLOOR := 5.18.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo app browser test test-with test-floor test-bystanders fuzz audit lint format typecheck bench docs docs-serve \
-	pre-commit build clean
+.PHONY: help venv install demo app browser test test-with test-floor test-bystanders fuzz audit lint format typecheck \
+	bench docs docs-serve pre-commit build clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # A change of the dependencies or of a file that installation copies makes the stamp old; sources are used in place.
 $(STAMP): pyproject.toml constraints.txt src/transformers_apt.pth src/transformers_apt.start
@@ -51,12 +51,6 @@ browser: ## install Chromium for the web page's tests, where it is missing and a
 test: $(STAMP) browser ## run the tests with coverage; some of them: make test TEST_ARGS="-k hook" COVERAGE_MIN=0
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(TEST_ARGS)
 
-# What depends on the version of transformers, in an environment with that one and otherwise the pinned versions.
-WITH = $(VENV)-$(TRANSFORMERS)
-VERSION_TESTS := tests/test_startup_hook.py tests/test_startup_finder.py tests/test_tiny_checkpoint.py tests/transformers_apt
-VERSION_TESTS_LEAVE_OUT := app test_cli.py test_documentation.py test_flops.py test_load.py test_visualize.py \
-	test_visualize_bad_input.py test_work.py
-
 # Programs that live in one environment with this package. Each has its own, which finds torch and the rest in the main
 # one behind it and adds what tests/bystanders/requirements names; nothing else, so that no program's range moves a pin.
 BYSTANDERS := trl sentence-transformers llamafactory ms-swift lmms-eval qwen-vl-utils
@@ -70,8 +64,14 @@ $(VENV)-bystander-%/.installed: $(STAMP) tests/bystanders/requirements/%.txt
 		{ echo "test-bystanders FAILED: $* cannot be installed, so it was not tested. It needs the package index."; exit 1; }
 	@touch $@
 
-test-bystanders: $(BYSTANDERS:%=$(VENV)-bystander-%/.installed) ## that nothing changes in other programs that are installed beside this package
+test-bystanders: $(BYSTANDERS:%=$(VENV)-bystander-%/.installed) ## programs that are installed beside this one, with it and without: the same bits
 	BYSTANDERS=$(abspath $(VENV))-bystander $(BIN)/python -m pytest tests/bystanders $(TEST_ARGS)
+
+# What depends on the version of transformers, in an environment with that one and otherwise the pinned versions.
+WITH = $(VENV)-$(TRANSFORMERS)
+VERSION_TESTS := tests/test_startup_hook.py tests/test_startup_finder.py tests/test_tiny_checkpoint.py tests/transformers_apt
+VERSION_TESTS_LEAVE_OUT := app test_cli.py test_documentation.py test_flops.py test_load.py test_visualize.py \
+	test_visualize_bad_input.py test_work.py
 
 $(VENV)-%/.installed: pyproject.toml constraints.txt src/transformers_apt.pth src/transformers_apt.start
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one or say make PYTHON=/path/to/python."; exit 1; }

@@ -12,7 +12,14 @@ from transformers_apt import startup
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+
+
+def pins_in(path):
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+
+
+PINS = pins_in(ROOT / "constraints.txt")
+BYSTANDERS = sorted((ROOT / "tests" / "bystanders" / "requirements").glob("*.txt"))
 SOURCES = sorted(
     path for folder in ("apt_code", "src", "debug", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")
 )
@@ -28,11 +35,24 @@ def requirements():
     return [text for group in groups for text in group if not text.startswith("transformers-apt[")]
 
 
-def test_every_pin_is_exact_and_there_once():
-    for pin in PINS:
+def names_of(pins):
+    return [normal(pin.split("==")[0]) for pin in pins]
+
+
+@pytest.mark.parametrize("path", [ROOT / "constraints.txt", *BYSTANDERS], ids=lambda path: path.stem)
+def test_every_pin_is_exact_and_there_once(path):
+    pins = pins_in(path)
+    assert pins
+    for pin in pins:
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.+!]*", pin), f"{pin!r} does not name one version"
-    names = [normal(pin.split("==")[0]) for pin in PINS]
-    assert len(names) == len(set(names))
+    assert len(pins) == len(set(names_of(pins)))
+
+
+def test_the_programs_beside_this_one_move_no_pin():
+    """Their environments lie over the main one, and what they add comes first."""
+    assert len(BYSTANDERS) >= 6
+    for path in BYSTANDERS:
+        assert not set(names_of(pins_in(path))) & set(names_of(PINS)), path.name
 
 
 def test_every_requirement_is_pinned_within_its_own_range():
