@@ -8,6 +8,7 @@ cover every base cell once.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import warnings
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apt_code.compilation import can_compile
+from apt_code.compilation import KernelFailedError, can_compile, run_kernel
+from apt_code.exact_sum import exact_sum
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.selection_settings import check_alpha, check_thresholds
 
@@ -120,7 +122,7 @@ def rule_v2(maps: Mapping[int, Tensor], alpha: float) -> dict[int, Tensor]:
         count = complete.sum((1, 2))
         # Fixed point keeps the mean independent of the order of summation, and so of the device.
         fixed = torch.where(complete, maps[side], 0.0).double().mul(2.0**32).round().long()
-        mean = fixed.sum((1, 2)).double() / 2.0**32 / count
+        mean = exact_sum(fixed, (1, 2), PAD_VALUE * 2.0**32) / 2.0**32 / count
         threshold = torch.where((count > 0).view(-1, 1, 1), (alpha * mean).view(-1, 1, 1), threshold)
     return {side: maps[side].double() < threshold for side in sides[1:]}
 
@@ -153,8 +155,9 @@ def rule_budget(maps: Mapping[int, Tensor], plan: BudgetPlan, coarse_scores: boo
         from apt_code import selection_kernels
 
         scores = _per_coarse_cell(maps, np.float64)
-        selection_kernels.split_scores(_as_arrays(maps), PAD_VALUE, coarse_scores, scores)
-        return _make_best_splits_compiled(maps, scores, plan)
+        with contextlib.suppress(KernelFailedError):
+            run_kernel(selection_kernels.split_scores, _as_arrays(maps), PAD_VALUE, coarse_scores, scores)
+            return _make_best_splits_compiled(maps, scores, plan)
     return _make_best_splits(maps, _split_scores(maps, sides, coarse_scores), plan)
 
 
@@ -188,8 +191,9 @@ def rule_joint(maps: Mapping[int, Tensor], plan: BudgetPlan, coarse_scores: bool
         from apt_code import selection_kernels
 
         scores, prices = _per_coarse_cell(maps, np.float64), np.array(_split_prices(len(sides)))
-        selection_kernels.joint_scores(_as_arrays(maps), PAD_VALUE, coarse_scores, prices, scores)
-        return _make_best_splits_compiled(maps, scores, plan)
+        with contextlib.suppress(KernelFailedError):
+            run_kernel(selection_kernels.joint_scores, _as_arrays(maps), PAD_VALUE, coarse_scores, prices, scores)
+            return _make_best_splits_compiled(maps, scores, plan)
     return _make_best_splits(maps, _joint_scores(maps, sides, coarse_scores), plan)
 
 
@@ -213,7 +217,7 @@ def _make_best_splits_compiled(
     from apt_code import selection_kernels
 
     whole = _per_coarse_cell(maps, np.bool_)
-    selection_kernels.keep_all_but_best(scores, plan.k, whole)
+    run_kernel(selection_kernels.keep_all_but_best, scores, plan.k, whole)
     return {side: torch.from_numpy(kept) for side, kept in zip(sorted(maps)[1:], whole, strict=True)}
 
 
@@ -238,17 +242,21 @@ def _warn_below_base(plan: BudgetPlan) -> None:
 
 def lay_out(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> list[PatchLayout]:
     """One layout per image, on the host, of the tiling that keeps cells whole where a rule would, largest first."""
-    if not _can_select_compiled(maps):
-        return PatchLayout.from_masks_of_batch(tile(maps, keep_whole))
-    from apt_code import selection_kernels
+    if _can_select_compiled(maps):
+        from apt_code import selection_kernels
 
-    patches, counts = selection_kernels.canonical_patches(_as_arrays(maps), _as_arrays(keep_whole), PAD_VALUE)
-    h, w = maps[min(maps)].shape[1:]
-    return [PatchLayout((h, w), part) for part in torch.from_numpy(patches).split(counts.tolist())]
+        with contextlib.suppress(KernelFailedError):
+            patches, counts = run_kernel(
+                selection_kernels.canonical_patches, _as_arrays(maps), _as_arrays(keep_whole), PAD_VALUE
+            )
+            h, w = maps[min(maps)].shape[1:]
+            return [PatchLayout((h, w), part) for part in torch.from_numpy(patches).split(counts.tolist())]
+    return PatchLayout.from_masks_of_batch(tile(maps, keep_whole))
 
 
 def _as_arrays(maps: Mapping[int, Tensor]) -> tuple[np.ndarray, ...]:
-    return tuple(maps[side].contiguous().numpy() for side in sorted(maps))
+    """Finest first. Which cells are split has no gradient, so maps that have one, a caller's own, leave it behind."""
+    return tuple(maps[side].detach().contiguous().numpy() for side in sorted(maps))
 
 
 def plan_of_maps(importance_maps: Mapping[int, Tensor], alpha: float) -> BudgetPlan:

@@ -6,6 +6,7 @@ Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` base gri
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from einops import rearrange
 from loguru import logger
 from torch import Tensor, nn
 
-from apt_code.entropy_utils import IMPORTANCE_METHODS
+from apt_code.entropy_utils import BINS, IMPORTANCE_METHODS, threshold_warning
 from apt_code.patch_layout import PatchLayout
 from apt_code.patch_packing import area_average, cells_of, pack_patches
 from apt_code.patch_selection import (
@@ -61,7 +62,7 @@ class PatchTokenizer(nn.Module):
         base_patch_size: side of the finest patch in pixels.
         image_size: `(H, W)` that every batch must have; `None` accepts any size.
         thresholds: for `v1`, one per coarse scale, finest first, in the unit of the importance map; `None` takes the
-            map's own ([3, 2] bits for entropy).
+            map's own ([3, 2] bits for entropy). Cells below it stay whole: with `float('inf')` all that can.
         mean, std: per channel, of images scaled to [0, 1]. Given both, patches come out as `(x / 255 − mean) / std`;
             given neither, in the images' own values.
         patch_selection_method: `'v1'` (fixed thresholds), `'v2'` (one threshold, alpha × mean importance: larger
@@ -78,6 +79,9 @@ class PatchTokenizer(nn.Module):
     Attributes:
         last_budget_info: after a `budget` or `joint` selection, `base_tokens`, `base_small_tokens`, `budget`, `k`,
             `alpha` and `actual`, per image (the images of a batch share them); `None` after another method.
+
+    Warns:
+        UserWarning: `v1` with a threshold above what its map can reach, which keeps every cell whole.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class PatchTokenizer(nn.Module):
         alpha: float = 1.0,
         importance_method: str = "entropy",
         num_prefix_tokens: int = 0,
-        bins: int = 512,
+        bins: int = BINS,
     ) -> None:
         super().__init__()
         if num_scales not in (1, 2, 3, 4):
@@ -126,6 +130,13 @@ class PatchTokenizer(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         self.bins = bins
         self.last_budget_info: dict[str, int | float] | None = None
+        if patch_selection_method == "v1":
+            self._warn_of_thresholds(stacklevel=3)
+
+    def _warn_of_thresholds(self, stacklevel: int) -> None:
+        text = threshold_warning(self.thresholds, self.importance_method, self.base_patch_size, self.bins)
+        if text is not None:
+            warnings.warn(text, stacklevel=stacklevel)
 
     @staticmethod
     def _check_method(method: str, alpha: float) -> str:
@@ -247,6 +258,8 @@ class PatchTokenizer(nn.Module):
         self.last_budget_info = None
         logger.debug("{} alpha={} on {}", method, alpha, {side: tuple(found.shape) for side, found in maps.items()})
         if method == "v1":
+            if self.patch_selection_method != "v1":  # else it was said when the tokenizer was built
+                self._warn_of_thresholds(stacklevel=5)
             return rule_v1(maps, self.thresholds)
         if method == "v2":
             return rule_v2(maps, alpha)

@@ -160,7 +160,7 @@ def draw_heatmap(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     complete = importance < PAD_VALUE
-    values = torch.where(complete, importance.float(), torch.nan).cpu().numpy()
+    values = torch.where(complete, importance.detach().float(), torch.nan).cpu().numpy()
     rows, cols = values.shape
     heat = axes.imshow(
         values,
@@ -199,7 +199,7 @@ def shade_importance(
         unit: what the map is measured in, as in `draw_heatmap`.
     """
     colours = import_matplotlib().colormaps[COLOUR_MAP]
-    values = importance.double().cpu()
+    values = importance.detach().double().cpu()
     shades = colours((values / highest).clamp(0, 1).pow(_power(unit)).numpy(), bytes=True)[..., :3]
     shades[(values >= PAD_VALUE).numpy()] = INCOMPLETE_CELL
     rows, cols = values.shape

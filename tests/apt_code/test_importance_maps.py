@@ -1,6 +1,7 @@
 """The Laplacian and upsample-MSE maps against naive references in exact arithmetic, and the table of methods."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 from apt_code.entropy_utils import (
     IMPORTANCE_METHODS,
+    are_grey_levels,
     compute_patch_entropy_batched,
     compute_patch_laplacian_batched,
     compute_patch_upsample_mse_batched,
+    threshold_warning,
 )
 from tests.apt_code import references
 from tests.apt_code.test_entropy_utils import assert_same_maps, picture
@@ -191,3 +194,125 @@ def test_grey_levels_are_not_warned_of(recwarn):
     for images in (noise * 255, noise * 3, noise * 260 - 4, torch.full((1, 3, 56, 56), 0.5)):
         compute_patch_entropy_batched(images, 14, 3)
     assert not recwarn.list
+
+
+def test_many_unreadable_images_are_warned_of_once():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")  # once for each place and text
+        for seed in range(20):
+            noise = torch.rand(1, 3, 28, 28, generator=torch.Generator().manual_seed(seed))
+            compute_patch_entropy_batched(noise * (1 + seed / 20) - seed, 14, 2)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "readable"),
+    [
+        (0, 255, True),
+        (-12.7, 200, True),  # 5 % of 255 are 12.75
+        (-12.8, 200, False),
+        (0, 267.7, True),
+        (0, 267.8, False),
+        (-12.7, 267.7, True),
+        (-3, 12.8, True),  # below 0 there is nothing without something bright
+        (-3, 12.7, False),
+        (-0.1, 12.7, False),
+        (0, 12.7, True),
+        (0, 1.01, True),
+        (0, 1, False),
+        (-1, 1, False),
+        (0, 0, True),
+        (0.5, 0.5, True),
+        (-12.7, -12.7, True),
+        (-12.8, -12.8, False),
+        (267.8, 267.8, False),
+        (math.nan, math.nan, False),
+    ],
+)
+def test_grey_levels_overshoot_by_five_percent_at_most(lowest, highest, readable):
+    assert are_grey_levels(lowest, highest) == readable
+    # of a whole batch, as the image processor asks
+    found = are_grey_levels(torch.tensor([lowest, 0.0]), torch.tensor([highest, 255.0]))
+    assert found.tolist() == [readable, True]
+    if math.isnan(lowest):
+        return
+    images = torch.full((1, 3, 28, 28), float(lowest))
+    images[..., ::2] = highest
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for method in IMPORTANCE_METHODS.values():
+            method.compute(images, 14, 2)
+    assert len(caught) == (0 if readable else len(IMPORTANCE_METHODS))
+
+
+@pytest.mark.parametrize("method", IMPORTANCE_METHODS)
+@given(
+    patch_size=st.integers(1, 8),
+    levels=st.sampled_from([2, 3, 256]),
+    kind=st.sampled_from(["noise", "board", "ramp"]),
+    bins=st.sampled_from([1, 4, 512]),
+    seed=st.integers(0, 999),
+)
+def test_no_importance_is_above_the_highest(method, patch_size, levels, kind, bins, seed):
+    side = patch_size * 8
+    if kind == "noise":
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(0, levels, (1, 3, side, side), generator=generator) * (255 // (levels - 1))
+    elif kind == "board":
+        images = torch.arange(side).view(-1, 1).add(torch.arange(side)).remainder(2).mul(255).expand(1, 3, -1, -1)
+    else:
+        images = torch.arange(side * side).mul(255 * seed).remainder(256).view(1, 1, side, side)
+    row = IMPORTANCE_METHODS[method]
+    options = {"bins": bins} if method == "entropy" else {}
+    for cell, found in row.compute(images.to(torch.uint8), patch_size, 4, **options).items():
+        assert found.max().item() <= row.highest(cell, bins), (method, cell)
+
+
+def test_the_highest_importance_is_reached_where_it_can_be():
+    assert IMPORTANCE_METHODS["entropy"].highest(28, 512) == 9
+    assert IMPORTANCE_METHODS["entropy"].highest(16, 512) == 8
+    assert compute_patch_entropy_batched(torch.arange(256).view(1, 1, 16, 16), 16, 1)[16].item() == 8
+    assert IMPORTANCE_METHODS["laplacian"].highest(28, 512) == 1020
+    assert IMPORTANCE_METHODS["upsample_mse"].highest(28, 512) == 65025
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "method", "options", "named"),
+    [
+        ([36.0, 36.0], "entropy", {}, ["36 at 28 px (highest importance there: 9)", "36 at 56 px"]),
+        ([3.0, 9.01], "entropy", {}, ["9.01 at 56 px (highest importance there: 9)"]),
+        ([9.0, 9.0], "entropy", {}, []),
+        ([3.0, math.inf], "entropy", {}, []),
+        ([math.inf, 36.0], "entropy", {}, ["36 at 56 px"]),
+        ([-math.inf, -1.0], "entropy", {}, []),
+        ([3.0, 2.0], "entropy", {"bins": 4}, ["3 at 28 px (highest importance there: 2)"]),
+        ([8.1], "entropy", {"base_patch_size": 8}, ["8.1 at 16 px (highest importance there: 8)"]),
+        ([1020.0, 1021.0], "laplacian", {}, ["1021 at 56 px (highest importance there: 1020)"]),
+        ([65025.0, 65026.0], "upsample_mse", {}, ["65026 at 56 px (highest importance there: 6.502e+04)"]),
+        ([36.0, 36.0], "upsample_mse", {}, []),
+        ([], "entropy", {}, []),
+    ],
+)
+def test_thresholds_that_keep_every_cell_whole_are_named(thresholds, method, options, named):
+    text = threshold_warning(thresholds, method, **{"base_patch_size": 14, **options})
+    if not named:
+        assert text is None
+        return
+    assert text.startswith(f"thresholds={thresholds} with the importance map {method!r}, in ")
+    assert all(name in text for name in named) and text.count("highest importance there") == len(named)
+    for remedy in ("Lower the thresholds (default [", "importance_method", "float('inf')"):
+        assert remedy in text
+
+
+def test_the_default_thresholds_are_within_reach():
+    for method, row in IMPORTANCE_METHODS.items():
+        for base_patch_size in (14, 16):
+            assert threshold_warning(row.thresholds(4), method, base_patch_size) is None
+
+
+@pytest.mark.parametrize("method", IMPORTANCE_METHODS)
+def test_maps_of_pixels_that_require_gradients(method):
+    images = picture(112, 140)[None].float()
+    maps = IMPORTANCE_METHODS[method].compute(images.clone().requires_grad_(), 14, 3)
+    assert not any(found.requires_grad for found in maps.values())
+    assert_same_maps(maps, IMPORTANCE_METHODS[method].compute(images, 14, 3))

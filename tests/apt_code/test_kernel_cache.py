@@ -115,6 +115,19 @@ def test_a_damaged_file_is_made_again(fresh, tmp_path, heard, ending, damage):
     assert mended.outer(VALUES) == EXPECTED and hits(mended.outer) == 1, "the next process loads it again"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="changes a byte of an ELF file")
+def test_code_that_is_not_what_was_saved_is_not_run(fresh, tmp_path, heard):
+    """A byte that pickle and LLVM have nothing against: in the machine code such a one would end the process."""
+    fresh().outer(VALUES)
+    for path in saved(tmp_path, "nbc"):
+        data = bytearray(path.read_bytes())
+        data[data.index(b"\x7fELF") + 12] ^= 1  # padding of the header
+        path.write_bytes(data)
+    damaged = fresh()
+    assert damaged.outer(VALUES) == EXPECTED and hits(damaged.outer) == 0
+    assert "is not what was saved" in heard[0]
+
+
 def test_numbas_own_entries_are_replaced(fresh, tmp_path):
     """Those of an earlier version, which has no digest beside the code."""
     path = tmp_path / "tiny.py"

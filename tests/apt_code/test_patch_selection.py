@@ -11,6 +11,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from apt_code import patch_selection, selection_kernels
 from apt_code.patch_selection import (
     PAD_VALUE,
     TOKEN_PRICE,
@@ -114,6 +115,44 @@ def test_joint_matches_a_search_over_every_set_of_children(maps, alpha, coarse_s
         expected, splits = references.select_joint(image, alpha, coarse_scores, int(TOKEN_PRICE))
         assert tiling == expected
         assert plan.k == splits
+
+
+def joint_scores(maps: dict[int, torch.Tensor], coarse_scores: bool, compiled: bool) -> dict[int, torch.Tensor]:
+    sides = sorted(maps)
+    if not compiled:
+        return patch_selection._joint_scores(maps, sides, coarse_scores)
+    scores = tuple(np.empty(maps[side].shape) for side in sides[1:])
+    prices = np.array(patch_selection._split_prices(len(sides)))
+    arrays = tuple(maps[side].numpy() for side in sides)
+    selection_kernels.joint_scores(arrays, PAD_VALUE, coarse_scores, prices, scores)
+    return {side: torch.from_numpy(found) for side, found in zip(sides[1:], scores, strict=True)}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@given(maps=pyramids, coarse_scores=st.booleans())
+def test_joint_finds_no_child_worth_more_than_its_parent(compiled, maps, coarse_scores):
+    assume(len(maps) > 2)
+    scores = joint_scores(maps, coarse_scores, compiled)
+    capped = 0
+    for finer, side in itertools.pairwise(sorted(scores)):
+        for image, row, col in (maps[finer] < PAD_VALUE).nonzero().tolist():
+            parent = (image, row // 2, col // 2)
+            if maps[side][parent] < PAD_VALUE:
+                assert scores[finer][image, row, col] <= scores[side][parent]
+                capped += 1
+    assert capped or not any((maps[side] < PAD_VALUE).any() for side in sorted(maps)[2:])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_joint_caps_a_child_at_its_parent_and_lowers_no_other(compiled):
+    # Opening the first 56-px cell gains nothing by itself and costs 18 patches; one of its children then gains 4 · 9
+    # for 3. With it the cell is worth 36 / 21. The second cell's own loss is worth 16 · 9 / 18, and its child's less.
+    maps = {14: torch.zeros(1, 4, 8), 28: torch.zeros(1, 2, 4), 56: torch.zeros(1, 1, 2)}
+    maps[28][0, 0, 0], maps[56][0, 0, 0] = 9.0, 36 / 16
+    maps[28][0, 0, 2], maps[56][0, 0, 1] = 1.0, 9.0
+    scores = joint_scores(maps, coarse_scores=True, compiled=compiled)
+    assert scores[56][0, 0].tolist() == [36 / 21, (16 * 9 - 4) / 18]
+    assert scores[28][0].tolist() == [[36 / 21, 0, 4 / 3, 0], [0, 0, 0, 0]]
 
 
 def test_joint_refines_one_cell_where_budget_opens_two():

@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from apt_code.entropy_utils import (
     compute_patch_upsample_mse_batched,
 )
 from apt_code.patch_selection import (
+    lay_out,
     select_patches_by_budget,
     select_patches_by_threshold,
     select_patches_by_threshold_v2,
@@ -270,6 +272,49 @@ def test_an_image_does_not_depend_on_its_batch():
             assert torch.equal(alone.patches, together.patches[start : start + length])
             assert torch.equal(alone.layouts[0].patches, together.layouts[i].patches)
             start += length
+
+
+def test_thresholds_out_of_reach_are_warned_of():
+    """[36, 36] is meant for `upsample_mse`; entropy ends at 9 bits, so without a word it keeps 35 patches of 392."""
+    match = r"thresholds=\[36.0, 36.0\] with the importance map 'entropy'.*never be reached"
+    with pytest.warns(UserWarning, match=match) as caught:
+        tokenizer = PatchTokenizer(thresholds=[36, 36])
+    assert [warning.filename for warning in caught] == [__file__]
+    images = pictures(112, 112)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was said
+        assert [len(layout) for layout in tokenizer(images).layouts] == [4, 4]
+        PatchTokenizer(thresholds=[math.inf, math.inf])
+        PatchTokenizer(thresholds=[36, 36], importance_method="upsample_mse")
+        other = PatchTokenizer(thresholds=[36, 36], patch_selection_method="v2")
+        maps = other.compute_importance_maps(images)
+        other(images)
+    with pytest.warns(UserWarning, match=match) as caught:
+        other.construct_masks(maps, "v1")
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match="3 at 28 px .highest importance there: 2"):
+        PatchTokenizer(bins=4)
+
+
+@pytest.mark.parametrize("method", ["v1", "v2", "budget", "joint"])
+@pytest.mark.parametrize("importance_method", sorted(IMPORTANCE_METHODS))
+def test_pixels_and_maps_that_require_gradients(method, importance_method):
+    images = pictures(112, 140).float()
+    leaf = images.clone().requires_grad_()
+    tokenizer = PatchTokenizer(patch_selection_method=method, alpha=0.5, importance_method=importance_method)
+    expected, found = tokenizer(images), tokenizer(leaf)
+    assert_same_maps(found.masks, expected.masks)
+    for one, other, selected in zip(found.layouts, expected.layouts, tokenizer.select_layouts(leaf), strict=True):
+        assert torch.equal(one.patches, other.patches) and torch.equal(one.patches, selected.patches)
+    found.patches.sum().backward()
+    assert leaf.grad.abs().min() > 0, "what is packed keeps its gradient"
+    # a caller's own maps
+    maps = {side: m.requires_grad_() for side, m in tokenizer.compute_importance_maps(images).items()}
+    masks, _, _ = tokenizer.construct_masks(maps)
+    assert_same_maps(masks, expected.masks)
+    assert not any(mask.requires_grad for mask in masks.values())
+    for one, other in zip(lay_out(maps, tokenizer._rule(maps)), expected.layouts, strict=True):
+        assert torch.equal(one.patches, other.patches)
 
 
 def test_layouts_of_masks():

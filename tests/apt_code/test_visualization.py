@@ -152,3 +152,16 @@ def test_a_heatmap_without_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=r"transformers-apt\[viz\]"):
         draw_heatmap(torch.zeros(1, 1), 14, (14, 14), highest=1.0, unit="bits", title="")
+
+
+def test_pixels_and_maps_that_require_gradients_are_drawn(layout):
+    pixels = torch.rand(3, 4 * P, 6 * P) * 255
+    leaf, importance = pixels.clone().requires_grad_(), torch.rand(2, 3).requires_grad_()
+    assert torch.equal(reconstruct(leaf, layout, P), reconstruct(pixels, layout, P))
+    assert np.array_equal(draw_tiling(leaf, layout, P), draw_tiling(pixels, layout, P))
+    size = (4 * P, 6 * P)
+    shades = [shade_importance(m, 28, size, highest=1.0, unit="bits") for m in (importance, importance.detach())]
+    assert np.array_equal(*shades)
+    pytest.importorskip("matplotlib")
+    maps = [draw_heatmap(m, 28, size, highest=1.0, unit="bits", title="") for m in (importance, importance.detach())]
+    assert np.array_equal(*maps)
