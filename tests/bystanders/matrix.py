@@ -74,7 +74,7 @@ def _start(case, variables, output):
     return subprocess.Popen(
         [python, "-m", "tests.bystanders.run", case.module, case.name, str(output)],
         cwd=ROOT,
-        env=nothing_asked | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | variables,
+        env=nothing_asked | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(output.parent)} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -70,7 +70,7 @@ def build(family="qwen2_vl"):
 
 
 def save(family="qwen2_vl"):
-    """A checkpoint folder that lasts as long as the process."""
+    """A checkpoint folder; `matrix.run` removes it."""
     processor, model = build(family)
     folder = Path(tempfile.mkdtemp(prefix="bystander-"))
     model.save_pretrained(folder)
