@@ -12,7 +12,9 @@ from loguru import logger
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from transformers_apt import app_text as text
 from transformers_apt.app_examples import QUESTION, Example
+from transformers_apt.app_fields import guard_fields, is_number, refusal
 from transformers_apt.app_handlers import Look, Setting, UserError, Workbench, own_thresholds
+from transformers_apt.app_requests import shown
 from transformers_apt.app_server import KEPT, Drawings
 from transformers_apt.models import settings as selection
 
@@ -120,6 +122,7 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
 
         picks.click(pick, picks, [photo, question, hint], queue=False, api_visibility="private")
         gr.on([photo.upload, photo.clear], lambda: "", None, hint, queue=False, api_visibility="private")
+    guard_fields(page)
     return page
 
 
@@ -238,6 +241,9 @@ def _fresh_thresholds(importance: str) -> tuple[Any, Any]:
 
 def _visible_controls(method: str, importance: str, *thresholds: float | None) -> tuple[Any, ...]:
     """Importance, and the alpha or the thresholds that the method reads."""
+    for given in thresholds:
+        if given is not None and not is_number(given):
+            raise refusal(f"thresholds holds numbers, got {shown(given)}.")
     own = own_thresholds(importance)
     return (
         gr.Dropdown(visible=method != selection.OFF),

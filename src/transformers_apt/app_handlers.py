@@ -5,6 +5,7 @@ Nothing is kept per visitor: every result follows from the arguments alone.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +72,9 @@ class Setting:
         Raises:
             UserError: settings that cannot be used.
         """
+        for name in ("method", "importance"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{name}={getattr(self, name)!r}: expected a name in plain text.")
         alpha = self.multiple if self.method == "v2" else self.share
         given = {"importance_method": self.importance, "alpha": alpha, "thresholds": self._thresholds()}
         used = selection.USED_BY.get(self.method, frozenset(given))
@@ -198,6 +202,8 @@ class Workbench:
         Raises:
             UserError: a photo, a question or a setting that cannot be used.
         """
+        if not isinstance(question, str):
+            raise UserError(f"question={question!r}: expected text.")
         question = question.strip()
         if not question:
             raise UserError("Type a question first.")
@@ -218,10 +224,13 @@ class Workbench:
         """The file, if it is one that may be read."""
         if not path:
             raise UserError("Choose a photo first.")
-        file = Path(path).resolve()
+        try:
+            file = Path(path).resolve()
+        except (TypeError, ValueError, OSError, RuntimeError):  # no text, or none that can be a path
+            raise UserError("That is not the path of a file; upload the photo, or pick an example.") from None
         if not any(file.is_relative_to(folder) for folder in self.folders):
             raise UserError("That file was not uploaded here; upload it, or pick an example.")
-        if not file.is_file():
+        if not os.path.isfile(file):  # unlike Path.is_file, also of a name that is too long
             raise UserError("That photo is no longer on the server; upload it again.")
         size = file.stat().st_size
         if size > self.limits.upload_bytes:

@@ -183,8 +183,9 @@ def serve(page: Any, folder: Path, upload_bytes: int, port: int | None = None, *
     """
     import gradio as gr
     from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from transformers_apt.app_origin import OwnPageOnly
+    from transformers_apt.app_requests import ReadableOnly
     from transformers_apt.app_text import CSS
 
     # waiting visitors are told so; beyond this many they are turned away
@@ -211,9 +212,9 @@ def serve(page: Any, folder: Path, upload_bytes: int, port: int | None = None, *
         state_session_capacity=256,
         app_kwargs={
             "middleware": [
-                # another site's name that was made to point here (DNS rebinding) is refused
-                Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+                Middleware(OwnPageOnly, names=(HOST, "localhost")),
                 Middleware(Guard, folder=folder, upload_bytes=upload_bytes, most=100 * upload_bytes),
+                Middleware(ReadableOnly, page=page),  # after what bounds the body that it reads
             ]
         },
     )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -112,6 +113,34 @@ def served(answerer, tmp_path_factory):
         address = serve(page, upload_folder(folder), LIMITS.upload_bytes)
         yield Served(page, address, folder)
         page.close()
+
+
+@pytest.fixture
+def log(capsys):
+    """`log()`: what the server has written since, on whatever way to its log."""
+    from loguru import logger
+
+    lines = []
+
+    class Lines(logging.Handler):
+        def emit(self, record):
+            lines.append(self.format(record))
+
+    handler, names = Lines(), ("", "uvicorn", "uvicorn.error", "gradio")
+    for name in names:
+        logging.getLogger(name).addHandler(handler)
+    sink = logger.add(lines.append, level="WARNING")
+
+    def take():
+        printed = capsys.readouterr()
+        found = "".join([*map(str, lines), printed.out, printed.err])
+        lines.clear()
+        return found
+
+    yield take
+    logger.remove(sink)
+    for name in names:
+        logging.getLogger(name).removeHandler(handler)
 
 
 @pytest.fixture(scope="module")
