@@ -25,12 +25,14 @@ def app_command(
 
     It listens on this machine only; to reach it from another one, forward the port over SSH.
     """
+    from transformers_apt.cli import check_model, fail
+
+    check_model(model)
     from transformers_apt import app_command
     from transformers_apt.app_handlers import Limits
-    from transformers_apt.cli import fail
 
     limits = Limits(upload_bytes=max_upload_mb * 1024**2, pixels=max_megapixels * 1_000_000)
     try:
-        app_command.run(model, device, dtype, port, limits, max_new_tokens, browser, typer.echo)
+        app_command.run(model, device, dtype, port, limits, max_new_tokens, browser, print)
     except app_command.EXPECTED as error:
         raise fail(error) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,14 +13,47 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from transformers_apt.app_cli import app_command
+from transformers_apt.visualize_names import readable
+
+BAD_INPUT = 2
+PLAIN = {"×": "x", "…": "...", "✓": "(right)", "✗": "(wrong)", "²": "^2", "–": "-", "’": "'"}
+"""For a terminal that cannot show these."""
+
+
+def print_anywhere() -> None:
+    """Let everything be printed, whatever encoding the terminal, or the file behind `>`, is said to have."""
+    codecs.register_error("transformers_apt", _plainly)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # a notebook's has none, and takes everything
+            reconfigure(errors="transformers_apt")
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = "".join(PLAIN.get(one) or readable(one) for one in error.object[error.start : error.end])
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+class Commands(TyperGroup):
+    """The command itself: its sub-commands print what they like."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class."""
+        print_anywhere()
+        return super().main(*args, **kwargs)
+
 
 app = typer.Typer(
-    help="Adaptive Patch Tokenization for Qwen2-VL in transformers.", no_args_is_help=True, add_completion=False
+    cls=Commands,
+    help="Adaptive Patch Tokenization for Qwen2-VL in transformers.",
+    no_args_is_help=True,
+    add_completion=False,
 )
-BAD_INPUT = 2
 
 
 def main() -> None:
@@ -34,8 +69,36 @@ def fail(message: object) -> typer.Exit:
 
 def complain(what: str, message: object) -> None:
     """One line on stderr, whatever is in the message."""
-    line = escape(" ".join(str(message).split()))
-    Console(stderr=True).print(f"{what} {line}", highlight=False, soft_wrap=True)
+    line = escape(readable(" ".join(str(message).split())))
+    Console(stderr=True, emoji=False).print(f"{what} {line}", highlight=False, soft_wrap=True)
+
+
+def check_model(model: str | None) -> None:
+    """Fail where a path to a checkpoint leads nowhere, before anything slow is imported."""
+    if model is not None and model.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(model)):
+        raise fail(
+            f"{model} is not a folder; expected a checkpoint folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
+        )
+
+
+class OneLineErrors(TyperCommand):
+    """A command whose wrong options are one line on stderr too, not a box."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class; the scripts in `debug/` call it without the group around it."""
+        print_anywhere()
+        return super().main(*args, **kwargs)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As the base class."""
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            raise fail(f"{error.format_message()}; see {ctx.command_path} --help") from error
+
+
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""click's, which some typer releases bring along under a name of their own."""
 
 
 @app.command()
@@ -66,10 +129,16 @@ def status() -> None:
     raise typer.Exit(0 if found.active else 1)
 
 
-@app.command()
+@app.command(cls=OneLineErrors)
 def demo(
+    photo_file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="IMAGE", help="The image to look at; default: the embedded examples.", show_default=False
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint.")] = None,
-    image: Annotated[Path | None, typer.Option(help="The image to look at; default: the embedded examples.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The same as IMAGE.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to ask about it; default: the example's question.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each setting, after a warm-up.")] = 5,
@@ -77,6 +146,15 @@ def demo(
     dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
 ) -> None:
     """Run one image through every method, and print tokens, times and answers next to upstream's."""
+    if image is not None and photo_file is not None:
+        raise fail("expected one image: IMAGE or --image, and not both")
+    image = image or photo_file
+    if image is not None and not os.path.isfile(image):  # before anything slow is imported
+        what = "it is a folder" if os.path.isdir(image) else "it does not exist"
+        raise fail(f"{image} cannot be read as an image: {what}; expected an image file")
+    check_model(model)
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise fail(f"--dtype {dtype}: expected float32, bfloat16 or float16")
     import torch
     from huggingface_hub.errors import HFValidationError
 
@@ -84,12 +162,10 @@ def demo(
     from transformers_apt import demo as demonstration
     from transformers_apt import embedded
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise fail(f"--dtype {dtype}: expected float32, bfloat16 or float16")
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = accelerator.type if accelerator else "cpu"
-    console = Console()
+    console = Console(emoji=False)
     try:
         transformers_apt.apply()
         examples = embedded.examples() if image is None else []
@@ -111,28 +187,13 @@ def demo(
         console.print("[yellow]So small a model says little about the times of yours: pass it with --model.[/yellow]")
     cuda = device.startswith("cuda")
     threads = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
-    shown = image or examples[0].image.name
+    shown = escape(readable(str(image or examples[0].image.name)))
     console.print(f"{shown}, {photo.width}×{photo.height} px, {platform.machine()} {device} ({threads}), {dtype}")
     console.print(f"[bold]{escape(prompt)}[/bold]" + (f" Right is: {expected}" if expected else "") + "\n")
     rows = demonstration.measure(checkpoint, processor, photo, prompt, max_new_tokens=max_new_tokens, repeats=repeats)
     demonstration.show(console, rows, expected)
     if expected is not None:
         demonstration.show_examples(console, checkpoint, processor, examples[1:])
-
-
-class OneLineErrors(TyperCommand):
-    """A command whose wrong options are one line on stderr too, not a box."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As the base class."""
-        try:
-            return super().parse_args(ctx, args)
-        except UsageError as error:
-            raise fail(f"{error.format_message()}; see {ctx.command_path} --help") from error
-
-
-UsageError: Any = typer.BadParameter.__mro__[1]
-"""click's, which some typer releases bring along under a name of their own."""
 
 
 @app.command(cls=OneLineErrors)
@@ -183,8 +244,9 @@ def visualize(
     source = image or input_image
     if source is None or (image and input_image):
         raise fail("expected one image or folder: IMAGE or --input-image, and not both")
-    if not source.exists():  # before anything slow is imported
+    if not os.path.exists(source):  # before anything slow is imported
         raise fail(f"{source} does not exist; expected an image file or a folder of them")
+    check_model(model)
 
     from transformers_apt import visualize_command
 

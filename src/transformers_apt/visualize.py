@@ -7,6 +7,7 @@ Axis legend: `c` channels, `H W` pixels, `h w` base grid, `n` patches, `m` merge
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def load_picture(path: Path, *, formats: list[str] | None = None, max_pixels: in
     Raises:
         UnusableImageError: missing, not an image, damaged, or too large to show.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, also of a name that is too long
         raise UnusableImageError(f"{path} is not a file; expected an image file")
     try:
         with warnings.catch_warnings():

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import typer
 from huggingface_hub.errors import HFValidationError
 
 import transformers_apt
 from transformers_apt.visualize import ignored_settings, load_processor, pick_device
-from transformers_apt.visualize_files import SUMMARY, visualize_folder, visualize_image
+from transformers_apt.visualize_files import SUMMARY, TableError, visualize_folder, visualize_image
+from transformers_apt.visualize_names import folder_name, longest_name, readable
 
 EXPECTED = (
     OSError,
@@ -43,8 +43,9 @@ def run(
         complain: takes a rich tag and a message; prints one line on stderr.
 
     Returns:
-        What went wrong with single images of a folder, already printed.
+        What went wrong with a folder's images or its table, already printed.
     """
+    # print and not typer.echo, which writes UTF-8 where the terminal says that it takes none
     where = pick_device(device)
     processor = load_processor(model, **given)
     notes = ignored_settings(processor.patch_selection_method, given)
@@ -52,18 +53,25 @@ def run(
         stats = visualize_image(source, output, processor, where, notes=notes)
         for note in stats["notes"]:
             complain("[yellow]note:[/yellow]", note)
-        typer.echo(describe(stats))
-        typer.echo(f"-> {output / source.stem}")
+        print(describe(stats))
+        print(readable(f"-> {output / folder_name(source, longest=longest_name(output))}"))
         return []
-    found, errors = visualize_folder(source, output, processor, where, notes=notes)
+    table_error: TableError | None = None
+    try:
+        found, errors = visualize_folder(source, output, processor, where, notes=notes)
+    except TableError as caught:
+        found, errors, table_error = caught.found, caught.errors, caught
     for note in dict.fromkeys(note for stats in found for note in stats["notes"]):
         complain("[yellow]note:[/yellow]", note)
     for error in errors:
         complain("[red]error:[/red]", error)
     for stats in found:
-        typer.echo(describe(stats))
+        print(describe(stats))
     failed = f", {len(errors)} could not be" if errors else ""
-    typer.echo(f"{len(found)} images drawn{failed} -> {output / SUMMARY}")
+    if table_error is not None:
+        complain("[red]error:[/red]", table_error)
+        errors = [*errors, str(table_error)]
+    print(readable(f"{len(found)} images drawn{failed} -> {output if table_error else output / SUMMARY}"))
     return errors
 
 

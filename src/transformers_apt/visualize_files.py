@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from apt_code.visualization import (
     to_picture,
 )
 from transformers_apt.visualize import UnusableImageError, View, examine, load_picture, stats_of
+from transformers_apt.visualize_names import folder_name, folder_names, longest_name, readable
 
 HEATMAPS = "01_heatmaps"
 GRID = "02_patches_grid"
@@ -46,6 +46,20 @@ JPEG: dict[str, Any] = {"quality": 92, "subsampling": 0}
 """Without subsampling: thin coloured lines on grey keep their colour."""
 
 
+class TableError(OSError):
+    """The table of a folder of images cannot be written; the images were drawn all the same.
+
+    Args:
+        message: why, and what to do.
+        found, errors: what `visualize_folder` would have returned.
+    """
+
+    def __init__(self, message: str, found: list[dict[str, Any]], errors: list[str]) -> None:
+        super().__init__(message)
+        self.found = found
+        self.errors = errors
+
+
 def visualize_image(
     path: Path,
     output: Path,
@@ -62,7 +76,7 @@ def visualize_image(
         output: folder of the image's folder.
         processor: the image processor that decides everything.
         device: where to compute.
-        name: of the image's folder; `None` for the file's name without its suffix.
+        name: of the image's folder; `None` for `folder_name(path)`, the file's name without its suffix.
         notes: to go in front of the view's own.
 
     Returns:
@@ -81,9 +95,11 @@ def visualize_image(
     except ValueError as error:
         raise UnusableImageError(f"{path}: {error}") from error
     view.notes[:0] = notes
-    stats = stats_of(view, path.name)
+    stats = stats_of(view, readable(path.name))
     output.mkdir(parents=True, exist_ok=True)
-    with _whole_folder(output / (path.stem if name is None else name)) as folder:
+    if name is None:
+        name = folder_name(path, longest=longest_name(output))
+    with _whole_folder(output / name) as folder:
         _write(view, stats, folder)
     return stats
 
@@ -98,36 +114,61 @@ def visualize_folder(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """`visualize_image` for every image file in a folder, and `<output>/summary.csv` with a line for each.
 
-    A file that cannot be shown does not stop the others: its line in the table holds the error.
+    A file that cannot be shown, or whose folder cannot be written, does not stop the others: its line in the table
+    holds the error.
 
     Returns:
         `(statistics of the images that could be shown, errors of the others)`.
 
     Raises:
-        ValueError: no image files. OSError: the output cannot be written.
+        ValueError: no image files. OSError: the output folder cannot be made, or holds another table.
+        TableError: in the end, if only the table cannot be written. ModuleNotFoundError: no matplotlib.
     """
     from tqdm.auto import tqdm
 
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    paths = [path for path in paths if not path.name.startswith(".")]
+    named = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in named if not path.name.startswith(".") and os.path.isfile(path))
     if not paths:
         raise ValueError(f"{folder} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
     import_matplotlib()
     output.mkdir(parents=True, exist_ok=True)
     table = output / SUMMARY
-    if table.exists() and table.read_text(encoding="utf-8-sig").split("\n")[0].strip() != ",".join(SUMMARY_COLUMNS):
-        raise FileExistsError(f"{table} was not written by this command; move it, or choose another --output")
+    _refuse_foreign_table(table)
+    names = folder_names(paths, taken=(SUMMARY,), longest=longest_name(output))
     rows, found, errors = [], [], []
-    for path, name in tqdm(list(zip(paths, folder_names(paths), strict=True)), unit="image", disable=None):
+    for path, name in tqdm(list(zip(paths, names, strict=True)), unit="image", disable=None):
         try:
             stats = visualize_image(path, output, processor, device, name=name, notes=notes)
-        except (UnusableImageError, FileExistsError) as error:
-            errors.append(str(error))
-            rows.append({"image": path.name, "error": " ".join(str(error).split())})
+            row = _summary_row(stats, name)
+        except Exception as error:  # whatever it is, there may be nothing wrong with the next one
+            known = isinstance(error, UnusableImageError | FileExistsError)
+            said = str(error) if known else f"{path} cannot be drawn ({type(error).__name__}: {error})"
+            errors.append(said)
+            rows.append({"image": readable(path.name), "error": readable(" ".join(said.split()))})
         else:
             found.append(stats)
-            rows.append(_summary_row(stats, name))
-    partial = output / f".{SUMMARY}.{uuid.uuid4().hex}.partial"
+            rows.append(row)
+    try:
+        _write_table(table, rows)
+    except OSError as error:
+        said = f"{table} cannot be written ({error}); make room for it, or choose another --output"
+        raise TableError(said, found, errors) from error
+    return found, errors
+
+
+def _refuse_foreign_table(table: Path) -> None:
+    """Raise `FileExistsError` where the table would replace anything but an earlier run's."""
+    if not os.path.lexists(table):
+        return
+    columns = ""
+    if table.is_file():
+        columns = table.read_text(encoding="utf-8-sig", errors="replace").split("\n")[0].strip()
+    if columns != ",".join(SUMMARY_COLUMNS):
+        raise FileExistsError(f"{table} was not written by this command; move it, or choose another --output")
+
+
+def _write_table(table: Path, rows: list[dict[str, Any]]) -> None:
+    partial = table.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, SUMMARY_COLUMNS, lineterminator="\n")
@@ -136,15 +177,6 @@ def visualize_folder(
         os.replace(partial, table)
     finally:
         partial.unlink(missing_ok=True)
-    return found, errors
-
-
-def folder_names(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each image: its stem, or where two share that, the names with their suffixes."""
-    stems = Counter(path.stem.casefold() for path in paths)
-    names = [path.stem if stems[path.stem.casefold()] == 1 else path.name for path in paths]
-    unambiguous = len({name.casefold() for name in names}) == len(names)
-    return names if unambiguous else [path.name for path in paths]
 
 
 def drawing_scale(view: View) -> int:
@@ -187,7 +219,8 @@ def _whole_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its place when the block ends, and vanishes if the block fails."""
     _refuse_foreign(target)
     mark = uuid.uuid4().hex
-    partial, old = (target.with_name(f".{target.name}.{mark}.{word}") for word in ("partial", "old"))
+    # without the name, beside which there might be no room for the mark
+    partial, old = (target.with_name(f".{mark}.{word}") for word in ("partial", "old"))
     try:
         partial.mkdir()
         yield partial

@@ -1,6 +1,9 @@
 """The command as a person meets it: what it prints, and the exit code."""
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -90,7 +93,14 @@ def test_an_installation_without_its_files_says_so(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--image", "/nowhere/photo.jpg"], "/nowhere/photo.jpg cannot be read as an image"),
+        (["--image", "/nowhere/photo.jpg"], "/nowhere/photo.jpg cannot be read as an image: it does not exist"),
+        (["/nowhere/photo.jpg"], "/nowhere/photo.jpg cannot be read as an image: it does not exist"),
+        (["/nowhere/[red]:smile:.jpg"], "/nowhere/[red]:smile:.jpg cannot be read"),
+        (["/nowhere/" + "x" * 300], "it does not exist; expected an image file"),
+        (["."], ". cannot be read as an image: it is a folder"),
+        (["a.jpg", "--image", "b.jpg"], "expected one image: IMAGE or --image, and not both"),
+        (["a.jpg", "b.jpg"], "Got unexpected extra argument"),
+        (["--colour"], "No such option: --colour"),
         (["--image", __file__], "cannot be read as an image"),
         (["--model", "/nowhere/checkpoint"], "/nowhere/checkpoint is not a folder"),
         (["--dtype", "int8"], "--dtype int8: expected float32"),
@@ -102,6 +112,55 @@ def test_bad_input_is_one_line_and_exit_code_2(options, message):
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["demo", "missing.jpg"], ["demo", "--image", "missing.jpg"], ["demo", "--model", "./missing"]),
+        *(["demo", "--dtype", "int8"], ["visualize", "missing.jpg"], ["visualize", ".", "--model", "/missing"]),
+        ["app", "--model", "~/missing"],
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_slow_is_imported(arguments, tmp_path):
+    script = "import sys\nfrom transformers_apt.cli import main\ntry: main()\nfinally: print(*sys.modules)"
+    run = [sys.executable, "-c", script, *arguments]
+    result = subprocess.run(
+        run, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}
+    )
+    assert result.returncode == BAD_INPUT and result.stderr.count("\n") == 1, result.stderr
+    assert "missing" in result.stderr or "int8" in result.stderr
+    assert not {"torch", "transformers", "gradio", "matplotlib"} & set(result.stdout.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["app", "--help"], ["status"]])
+@pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_a_terminal_of_another_encoding(arguments, locale, tmp_path):
+    """`status` and the helps hold characters that it does not know."""
+    environment = {**os.environ, **locale, "PYTHONCOERCECLOCALE": "0"}
+    run = [sys.executable, "-c", "from transformers_apt.cli import main; main()", *arguments]
+    result = subprocess.run(run, capture_output=True, env=environment, cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == b"", result.stderr
+    assert result.stdout.isascii() and len(result.stdout) > 100
+
+
+def test_a_photo_whose_name_looks_like_markup(folder, half_plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "SETTINGS", ({"patch_selection_method": "off"},))
+    half_plain.save(tmp_path / "[red]:smile:.png")
+    options = [
+        "--model",
+        str(folder),
+        "--repeats",
+        "1",
+        "--max-new-tokens",
+        "1",
+        "--device",
+        "cpu",
+        "--prompt",
+        "What?",
+    ]
+    result = runner.invoke(app, ["demo", str(tmp_path / "[red]:smile:.png"), *options])
+    assert result.exit_code == 0 and "[red]:smile:.png, 224×168 px" in result.stdout.replace("\n", "")
 
 
 def test_a_phones_photo_is_turned_upright(half_plain, tmp_path):
