@@ -120,6 +120,13 @@ class Overlay:
             raise IncompatibleTransformersError(f"{cls.target.replace(':', '.')} cannot be found: {error}") from error
 
     @classmethod
+    def members(cls) -> dict[str, Any]:
+        """What the overlay sets, by name: its own members, and those of the overlays that it derives from."""
+        bases = cls.__mro__[: cls.__mro__.index(Overlay)]
+        members = {name: value for base in reversed(bases) for name, value in vars(base).items()}
+        return {name: value for name, value in members.items() if name != "target" and name not in _OF_EVERY_CLASS}
+
+    @classmethod
     def changes(cls) -> list[tuple[type, str, Any]]:
         """`(upstream class, member name, new value)` for everything this overlay sets, after checking every target.
 
@@ -128,9 +135,7 @@ class Overlay:
         """
         upstream = cls.resolve()
         found = []
-        for name, value in vars(cls).items():
-            if name == "target" or name in _OF_EVERY_CLASS:
-                continue
+        for name, value in cls.members().items():
             if isinstance(value, Override):
                 where = f"{cls.target.replace(':', '.')}.{name}"
                 original = getattr(upstream, name, MISSING)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,16 @@ __all__ = ["IncompatibleTransformersError", "Status", "applied", "apply", "recor
 SUPPORTED_TRANSFORMERS = ((5, 18), (6, 0))
 """First supported release, and the first that is not."""
 
-OVERLAY_MODULES = (
-    "transformers_apt.processing_utils",
-    "transformers_apt.models.qwen2_vl.image_processing_qwen2_vl",
-    "transformers_apt.models.qwen2_vl.image_processing_pil_qwen2_vl",
-    "transformers_apt.models.qwen2_vl.processing_qwen2_vl",
-    "transformers_apt.models.qwen2_vl.modeling_qwen2_vl",
-)
+BASE = "qwen2_vl"
+"""The family whose image processors all families share: without it, none can be switched on."""
+
+
+def _modules_of(family: str) -> tuple[str, ...]:
+    return tuple(f"transformers_apt.models.{family}.{module}" for module in startup.FAMILIES[family])
+
+
+OVERLAY_MODULES = ("transformers_apt.processing_utils", *_modules_of(BASE))
+"""What has to be switched on, all or nothing. Each other family is switched on beside it, or not, by itself."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Status:
         supported: the range of transformers this package patches.
         reason: why the patch is off, if that is known.
         targets: the upstream members that are changed, `Class.member`.
+        families: for each model family `None` where it reads adaptive patches, else why it does not.
     """
 
     active: bool
@@ -48,6 +52,7 @@ class Status:
     supported: str
     reason: str | None
     targets: tuple[str, ...]
+    families: Mapping[str, str | None]
 
 
 class _Patch:
@@ -57,6 +62,7 @@ class _Patch:
         self.lock = threading.RLock()
         self.originals: list[tuple[type, str, Any]] = []
         self.failure: str | None = None
+        self.families: dict[str, str | None] = {}
 
 
 _patch = _Patch()
@@ -76,14 +82,19 @@ def apply() -> None:
     overlays = _overlays()
     for overlay in overlays:
         overlay.resolve()
+    others = {family: _changes_of(family) for family in startup.FAMILIES if family != BASE}
     with _patch.lock:
         if _patch.originals:
             return
         changes = [change for overlay in overlays for change in overlay.changes()]
+        for found in others.values():
+            changes += [] if isinstance(found, str) else found
         for target, name, value in changes:
             _patch.originals.append((target, name, target.__dict__.get(name, MISSING)))
             setattr(target, name, value)
         _patch.failure = None
+        _patch.families = {family: found if isinstance(found, str) else None for family, found in others.items()}
+        _patch.families[BASE] = None
 
 
 def revert() -> None:
@@ -99,6 +110,7 @@ def revert() -> None:
                 delattr(target, name)
             else:
                 setattr(target, name, original)
+        _patch.families = {}
 
 
 @contextmanager
@@ -127,6 +139,7 @@ def status() -> Status:
         supported=f">={first},<{end}",
         reason=_patch.failure,
         targets=targets,
+        families={family: _patch.families.get(family, "the patch is off") for family in startup.FAMILIES},
     )
 
 
@@ -157,14 +170,22 @@ def _check_version() -> None:
         )
 
 
-def _overlays() -> list[type[Overlay]]:
-    """Every overlay class of the overlay modules, in order.
+def _changes_of(family: str) -> list[tuple[type, str, Any]] | str:
+    """What a family's overlays change, or why they cannot: an older release may lack it, a newer one differ."""
+    try:
+        return [change for overlay in _overlays(_modules_of(family)) for change in overlay.changes()]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _overlays(modules: Sequence[str] | None = None) -> list[type[Overlay]]:
+    """Every overlay class of the overlay modules (those of `OVERLAY_MODULES` by default), in order.
 
     Raises:
         IncompatibleTransformersError: an overlay module needs something that this transformers does not have.
     """
     found: list[type[Overlay]] = []
-    for name in OVERLAY_MODULES:
+    for name in OVERLAY_MODULES if modules is None else modules:
         try:
             module = importlib.import_module(name)
         except ImportError as error:

@@ -21,15 +21,22 @@ if TYPE_CHECKING:
 SWITCH = "TRANSFORMERS_APT"
 _OFF_WORDS = frozenset({"0", "off", "false", "no"})
 
-_QWEN2_VL = "transformers.models.qwen2_vl."
-TARGETS = frozenset(
-    {
-        _QWEN2_VL + "image_processing_qwen2_vl",
-        _QWEN2_VL + "image_processing_pil_qwen2_vl",
-        _QWEN2_VL + "processing_qwen2_vl",
-        _QWEN2_VL + "modeling_qwen2_vl",
-    }
-)
+FAMILIES = {
+    "qwen2_vl": (
+        "image_processing_qwen2_vl",
+        "image_processing_pil_qwen2_vl",
+        "processing_qwen2_vl",
+        "modeling_qwen2_vl",
+    ),
+    "qwen2_5_vl": ("processing_qwen2_5_vl", "modeling_qwen2_5_vl"),
+    "qwen3_vl": ("processing_qwen3_vl", "modeling_qwen3_vl"),
+    "qwen3_vl_moe": ("modeling_qwen3_vl_moe",),
+    "qwen3_5": ("modeling_qwen3_5",),
+    "qwen3_5_moe": ("modeling_qwen3_5_moe",),
+}
+"""The modules that are changed, by family: `transformers.models.<family>.<module>`. Ours mirror their paths."""
+
+TARGETS = frozenset(f"transformers.models.{family}.{module}" for family in FAMILIES for module in FAMILIES[family])
 
 
 def install() -> None:

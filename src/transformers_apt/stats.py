@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from apt_code.patch_layout import PatchLayout
-from transformers_apt.models.preprocessing import LAYOUT_KEY
+from transformers_apt.models.layouts import LAYOUT_KEY
 
 
 def image_layouts(inputs: Mapping[str, Any]) -> list[PatchLayout]:

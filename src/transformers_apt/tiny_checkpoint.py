@@ -1,21 +1,23 @@
-"""Builds, in code, complete Qwen2-VL checkpoint folders of a few thousand to a few million parameters.
+"""Builds, in code, complete Qwen-VL checkpoint folders of a few thousand to a few million parameters.
 
-A folder written by `save_checkpoint` is a real Qwen2-VL checkpoint: tokenizer, chat template, image and video
+A folder written by `save_checkpoint` is a real checkpoint of its family: tokenizer, chat template, image and video
 processor, config, generation config and safetensors weights. `AutoProcessor` and `AutoModelForImageTextToText` load it
-without any help of this module. The weights are random, drawn from a seed: `test` is what tests run on, `demo` is the
-architecture the quality benchmark trains.
+without any help of this module. The weights are random, drawn from a seed: `test` is what tests run on, `demo` (of
+Qwen2-VL only) is the architecture the quality benchmark trains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin, Qwen2Tokenizer
 
 Size = Literal["test", "demo"]
+Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"]
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TURN = "<|im_end|>"
@@ -88,6 +90,84 @@ _TEXT: dict[str, dict[str, Any]] = {
 }
 
 
+_MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+}
+_HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+}
+_HALF = [0.5, 0.5, 0.5]
+_LATER_VISION = {"hidden_size": 32, "depth": 2, "num_heads": 2, "intermediate_size": 64}
+_QWEN3_VISION = _LATER_VISION | {"num_position_embeddings": 144}  # a table of 12 × 12 positions
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A family's names in transformers, and what its config says beside Qwen2-VL's."""
+
+    name: str
+    processor: str
+    video: str
+    vision: dict[str, Any]
+    text: dict[str, Any]
+    rope: dict[str, Any]
+    patch_size: int = 16
+
+
+_KINDS: dict[str, _Kind] = {
+    "qwen2_vl": _Kind("Qwen2VL", "Qwen2VLProcessor", "Qwen2VLVideoProcessor", _VISION["test"], {}, {}, 14),
+    "qwen2_5_vl": _Kind(
+        "Qwen2_5_VL",
+        "Qwen2_5_VLProcessor",
+        "Qwen2VLVideoProcessor",
+        _LATER_VISION | {"depth": 3, "fullatt_block_indexes": [1], "window_size": 112},
+        {},
+        {},
+        14,
+    ),
+    "qwen3_vl": _Kind(
+        "Qwen3VL",
+        "Qwen3VLProcessor",
+        "Qwen3VLVideoProcessor",
+        _QWEN3_VISION | {"deepstack_visual_indexes": [0]},
+        {"head_dim": 32},
+        {},
+    ),
+    "qwen3_vl_moe": _Kind(
+        "Qwen3VLMoe",
+        "Qwen3VLProcessor",
+        "Qwen3VLVideoProcessor",
+        _QWEN3_VISION | {"deepstack_visual_indexes": [0]},
+        _MOE | {"head_dim": 32},
+        {},
+    ),
+    "qwen3_5": _Kind(
+        "Qwen3_5",
+        "Qwen3VLProcessor",
+        "Qwen3VLVideoProcessor",
+        _QWEN3_VISION,
+        _HYBRID | {"head_dim": 32},
+        {"partial_rotary_factor": 1.0},
+    ),
+    "qwen3_5_moe": _Kind(
+        "Qwen3_5Moe",
+        "Qwen3VLProcessor",
+        "Qwen3VLVideoProcessor",
+        _QWEN3_VISION,
+        _HYBRID | _MOE | {"head_dim": 32},
+        {"partial_rotary_factor": 1.0},
+    ),
+}
+
+
 def _mrope_section(text: dict[str, Any]) -> list[int]:
     """Rotary frequencies per (temporal, height, width), in the proportions of Qwen2-VL's 16, 24, 24."""
     half = text["hidden_size"] // text["num_attention_heads"] // 2
@@ -95,9 +175,13 @@ def _mrope_section(text: dict[str, Any]) -> list[int]:
     return [half - 2 * spatial, spatial, spatial]
 
 
-def _check_size(size: str) -> None:
+def _check_size(size: str, family: str = "qwen2_vl") -> None:
     if size not in get_args(Size):
         raise ValueError(f"size is {size!r}, expected one of {list(get_args(Size))}: pass size='test' or size='demo'")
+    if family not in _KINDS:
+        raise ValueError(f"family is {family!r}, expected one of {list(_KINDS)}")
+    if size == "demo" and family != "qwen2_vl":
+        raise ValueError(f"size='demo' with family={family!r}: expected 'qwen2_vl'; pass size='test'")
 
 
 def _merge_table(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -156,45 +240,61 @@ def build_tokenizer(words: Sequence[str] = ()) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def build_processor(words: Sequence[str] = ()) -> Qwen2VLProcessor:
-    """Qwen2-VL's processor with upstream's default image and video processor around `build_tokenizer(words)`."""
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+def build_processor(words: Sequence[str] = (), family: Family = "qwen2_vl") -> ProcessorMixin:
+    """A family's processor with upstream's default image and video processor around `build_tokenizer(words)`.
 
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(),
+    From Qwen3-VL on, patches have 16 px and pixels a mean of 0.5, as in the released checkpoints.
+    """
+    import transformers
+
+    _check_size("test", family)
+    kind = _KINDS[family]
+    own = {} if kind.patch_size == 14 else {"patch_size": kind.patch_size, "image_mean": _HALF, "image_std": _HALF}
+    return getattr(transformers, kind.processor)(
+        image_processor=transformers.Qwen2VLImageProcessor(**own),
         tokenizer=build_tokenizer(words),
-        video_processor=Qwen2VLVideoProcessor(),
+        video_processor=getattr(transformers, kind.video)(),
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def build_config(size: Size = "test", tokenizer: Qwen2Tokenizer | None = None) -> Qwen2VLConfig:
+def build_config(
+    size: Size = "test", tokenizer: Qwen2Tokenizer | None = None, family: Family = "qwen2_vl"
+) -> PreTrainedConfig:
     """The config of a `test` (one forward takes milliseconds) or `demo` (a few million parameters) checkpoint.
 
     Args:
         size: `"test"` or `"demo"`.
         tokenizer: The tokenizer whose vocabulary and token ids the config names; `build_tokenizer()` by default.
+        family: `"demo"` exists of Qwen2-VL only.
     """
-    from transformers import Qwen2VLConfig
+    import transformers
 
-    _check_size(size)
+    _check_size(size, family)
+    kind = _KINDS[family]
     tokenizer = tokenizer if tokenizer is not None else build_tokenizer()
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    text = _TEXT[size] | {
+    text = _TEXT[size] | kind.text
+    text |= {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": 32768,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
             "mrope_section": _mrope_section(_TEXT[size]),
+            **kind.rope,
         },
         "bos_token_id": ids[END_OF_TEXT],
         "eos_token_id": ids[END_OF_TURN],
         "pad_token_id": ids[END_OF_TEXT],
     }
-    return Qwen2VLConfig(
+    if family == "qwen2_vl":
+        vision = _VISION[size] | {"hidden_size": text["hidden_size"]}
+    else:
+        vision = kind.vision | {"out_hidden_size": text["hidden_size"], "patch_size": kind.patch_size}
+    return getattr(transformers, f"{kind.name}Config")(
         text_config=text,
-        vision_config=_VISION[size] | {"hidden_size": text["hidden_size"]},
+        vision_config=vision,
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
@@ -203,16 +303,17 @@ def build_config(size: Size = "test", tokenizer: Qwen2Tokenizer | None = None) -
     )
 
 
-def build_model(config: Qwen2VLConfig, seed: int = 0) -> Qwen2VLForConditionalGeneration:
+def build_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A randomly initialised model in float32; the same seed gives the same weights. Global RNG state is restored."""
     import torch
-    from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
+    import transformers
 
+    (kind,) = (kind for kind in _KINDS.values() if type(config).__name__ == f"{kind.name}Config")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2VLForConditionalGeneration(config)
+        model = getattr(transformers, f"{kind.name}ForConditionalGeneration")(config)
     text = config.text_config
-    model.generation_config = GenerationConfig(
+    model.generation_config = transformers.GenerationConfig(
         do_sample=False,
         bos_token_id=text.bos_token_id,
         eos_token_id=[text.eos_token_id, text.pad_token_id],
@@ -221,18 +322,26 @@ def build_model(config: Qwen2VLConfig, seed: int = 0) -> Qwen2VLForConditionalGe
     return model.eval()
 
 
-def save_checkpoint(folder: str | Path, size: Size = "test", seed: int = 0, words: Sequence[str] = ()) -> Path:
-    """Writes a complete Qwen2-VL checkpoint with random weights and returns its folder.
+def save_checkpoint(
+    folder: str | Path,
+    size: Size = "test",
+    seed: int = 0,
+    words: Sequence[str] = (),
+    family: Family = "qwen2_vl",
+) -> Path:
+    """Writes a complete checkpoint with random weights and returns its folder.
 
     Args:
         folder: Where to write; made if missing.
         size: `"test"` or `"demo"`.
         seed: Seed of the weights.
         words: Words that become one token each, see `build_tokenizer`.
+        family: Which model family; `"demo"` exists of Qwen2-VL only.
     """
     folder = Path(folder)
-    processor = build_processor(words)
-    model = build_model(build_config(size, processor.tokenizer), seed)
+    _check_size(size, family)
+    processor = build_processor(words, family)
+    model = build_model(build_config(size, processor.tokenizer, family), seed)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -241,6 +350,7 @@ def save_checkpoint(folder: str | Path, size: Size = "test", seed: int = 0, word
 __all__ = [
     "CHAT_TEMPLATE",
     "SPECIAL_TOKENS",
+    "Family",
     "Size",
     "build_config",
     "build_model",

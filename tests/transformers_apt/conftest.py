@@ -1,6 +1,7 @@
 """What the tests of the patch share: a tiny checkpoint, real photos, prompts, and a way back to upstream."""
 
 from contextlib import contextmanager
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,14 +9,29 @@ import torch
 from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_image
-from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 import transformers_apt
 from transformers_apt.cli import app
-from transformers_apt.tiny_checkpoint import build_config, build_model, build_processor
+from transformers_apt.tiny_checkpoint import Family, build_config, build_model, build_processor
 
+FAMILIES = get_args(Family)
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
+
+
+def pytest_generate_tests(metafunc):
+    """A test marked `every_family` runs over the families, any other that needs a checkpoint on Qwen2-VL's.
+
+    The mixture-of-experts models share their siblings' towers: only what is marked `every_family(moe=True)` takes
+    them. A test that parametrizes `family` itself means something else by it.
+    """
+    own = any("family" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "family" in metafunc.fixturenames and not own:
+        mark = metafunc.definition.get_closest_marker("every_family")
+        moe = mark is not None and mark.kwargs.get("moe", False)
+        families = [name for name in FAMILIES if moe or "moe" not in name] if mark else FAMILIES[:1]
+        metafunc.parametrize("family", families, scope="session")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,11 +56,11 @@ def upstream():
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
+def folder(family, tmp_path_factory):
     """A checkpoint whose weights are spread so that positions, attention and pixels decide the tokens."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    processor = build_processor()
-    model = build_model(build_config("test", processor.tokenizer), seed=0)
+    folder = tmp_path_factory.mktemp(family)
+    processor = build_processor(family=family)
+    model = build_model(build_config("test", processor.tokenizer, family), seed=0)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -66,7 +82,7 @@ def load_model(folder):
     """A fresh model, so that no test sees the rope deltas of another."""
 
     def load(**options):
-        return Qwen2VLForConditionalGeneration.from_pretrained(folder, **options).eval()
+        return AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
 
     return load
 

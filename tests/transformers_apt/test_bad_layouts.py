@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from apt_code import InvalidLayoutError
 
+pytestmark = pytest.mark.every_family
+
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
 
@@ -142,7 +144,7 @@ def test_a_layout_without_pixels(model, batch, way):
 def test_a_layout_for_several_frames(model, batch):
     """The number of frames was not looked at."""
     grids = batch["image_grid_thw"] * torch.tensor([2, 1, 1])
-    with pytest.raises(InvalidLayoutError, match=r"image grid \(2, 12, 16\): expected \(1, h, w\)"), torch.no_grad():
+    with pytest.raises(InvalidLayoutError, match=r"image grid \(2, \d+, \d+\): expected \(1, h, w\)"), torch.no_grad():
         model(**{**batch, "image_grid_thw": grids})
 
 

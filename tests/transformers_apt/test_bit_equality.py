@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 
+pytestmark = pytest.mark.every_family(moe=True)
+
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
 EQUAL_TO_UPSTREAM = (
     {"patch_selection_method": "off"},

@@ -13,6 +13,8 @@ import torch
 from packaging.version import Version
 from transformers import __version__ as transformers_version
 
+pytestmark = pytest.mark.every_family
+
 SETTINGS = {
     "off": {"patch_selection_method": "off"},
     "everything": {"patch_selection_method": "budget", "alpha": 1.0},

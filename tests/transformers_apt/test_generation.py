@@ -8,6 +8,8 @@ from transformers import pipeline
 
 from apt_code import PatchLayout
 
+pytestmark = pytest.mark.every_family
+
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
 

@@ -1,5 +1,6 @@
 """Switching on and off: all or nothing, the same objects back, and a clear word when transformers is another."""
 
+import importlib
 import importlib.metadata
 import inspect
 
@@ -11,12 +12,18 @@ import transformers.models.qwen2_vl.processing_qwen2_vl as processing_module
 from transformers.processing_utils import ProcessorMixin
 
 import transformers_apt
-from transformers_apt import overlay, patching
+from transformers_apt import overlay, patching, startup
 from transformers_apt.overlay import Overlay, overrides
 
+OTHERS = [
+    importlib.import_module(f"transformers.models.{family}.{module}")
+    for family, modules in startup.FAMILIES.items()
+    if family != "qwen2_vl"
+    for module in modules
+]
 CLASSES = [
     value
-    for module in (pil_module, image_module, modeling_module, processing_module)
+    for module in (pil_module, image_module, modeling_module, processing_module, *OTHERS)
     for value in vars(module).values()
     if isinstance(value, type) and value.__module__ == module.__name__
 ] + [ProcessorMixin]
@@ -86,12 +93,14 @@ def test_applied_leaves_a_patch_that_was_on(patched):
 def test_status(off):
     status = transformers_apt.status()
     assert (status.active, status.reason, status.targets) == (False, None, ())
+    assert status.families == dict.fromkeys(startup.FAMILIES, "the patch is off")
     assert status.supported == ">=5.18,<6.0"
     assert status.transformers_version == importlib.metadata.version("transformers")
     assert status.package_version == transformers_apt.__version__
     transformers_apt.apply()
     status = transformers_apt.status()
     assert status.active and status.reason is None
+    assert status.families == dict.fromkeys(startup.FAMILIES)
     for target in (
         "Qwen2VLImageProcessor._preprocess",
         "Qwen2VLImageProcessorPil._preprocess",
@@ -191,6 +200,19 @@ def test_the_last_overlay_fails(off, monkeypatch):
     with pytest.raises(TypeError):
         transformers_apt.apply()
     assert same(before, snapshot()) and not transformers_apt.status().active
+
+
+@pytest.mark.parametrize("family", [family for family in startup.FAMILIES if family != "qwen2_vl"])
+def test_a_family_that_differs_is_off_by_itself(family, off, monkeypatch):
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    (name,) = [name for name in vars(module) if name.endswith("ForConditionalGeneration")]
+    untouched = dict(vars(getattr(module, name)))
+    monkeypatch.setattr(getattr(module, name), "_validate_model_kwargs", lambda self, other: None)
+    transformers_apt.apply()
+    status = transformers_apt.status()
+    assert status.active and f"{name}._validate_model_kwargs has no parameter" in status.families.pop(family)
+    assert set(status.families.values()) == {None}
+    assert vars(getattr(module, name))["forward"] is untouched["forward"]
 
 
 @pytest.mark.parametrize("version", ["5.17.3", "4.57.0", "6.0.0", "6.0.0.dev0", "7.1"])

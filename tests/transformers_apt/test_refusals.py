@@ -5,6 +5,8 @@ import torch
 
 from apt_code import InvalidLayoutError
 
+pytestmark = pytest.mark.every_family
+
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
 
@@ -78,7 +80,7 @@ def lost_placeholder(batch):
 
 
 WRONG = [
-    (drop_a_patch, r"covers \d+ base cells but the image grids .*12, 16.* have 192"),
+    (drop_a_patch, r"covers \d+ base cells but the image grids .* have \d+"),
     (drop_a_row, "pixel_values has .* rows and image_patch_layout .*, expected one row per patch"),
     (overlap, "out of canonical order|covered 2 times"),
     (swap_two, "out of canonical order"),
@@ -90,7 +92,7 @@ WRONG = [
     (float_layout, "int64, got torch.float32"),
     (flat_layout, r"\(num_patches, 3\)"),
     (list_layout, "is a list, expected an int64 tensor .* return_tensors='pt'"),
-    (other_grid, "covers 192 base cells but the image grids .* have 224"),
+    (other_grid, r"covers \d+ base cells but the image grids .* have \d+"),
     (turned_grid, "of the layout|base cell"),
     (lost_placeholder, r"the prompt has \d+ image placeholders but image_patch_layout makes \d+ language tokens"),
 ]
@@ -120,7 +122,7 @@ def test_what_does_not_fit_is_refused(spoil, message, way, model, inputs, comput
 def test_an_intact_batch_does_compute(model, inputs, computed):
     with torch.no_grad():
         model(**inputs)
-    assert len(computed) == 4
+    assert len(computed) == len(model.model.visual.blocks) + len(model.model.language_model.layers)
 
 
 def test_layouts_of_two_calls_are_not_mixed(model, processor, prompt, half_plain, computed):
@@ -145,8 +147,6 @@ def test_the_tower_itself_refuses(model, inputs, computed):
 
 def test_upstreams_own_checks_stay(model, inputs):
     """What upstream refuses, it refuses in its own words."""
-    with pytest.raises(ValueError, match="mm_token_type_ids"):
-        model(**{name: value for name, value in inputs.items() if name != "mm_token_type_ids"})
     with pytest.raises(ValueError, match="not_an_argument"):
         model.generate(**inputs, not_an_argument=1)
     with pytest.raises(ValueError, match="both pixel_values"):

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytestmark = pytest.mark.every_family
+
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
 

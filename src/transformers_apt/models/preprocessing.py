@@ -22,10 +22,9 @@ from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_packing import Affine, RowPacker
 from apt_code.patch_tokenizer import PatchTokenizer
 from transformers_apt.models import reach, settings
+from transformers_apt.models.layouts import LAYOUT_KEY
 from transformers_apt.models.programs import calling_program
 from transformers_apt.models.settings import NUM_SCALES, OFF, logger
-
-LAYOUT_KEY = "image_patch_layout"
 
 GROUPED_PIXELS = 2**18
 """Images up to this size are worked on as a batch: beyond it, stacking them costs more than the calls it saves."""
@@ -214,7 +213,7 @@ def is_adaptive(
     if call.processor is not None and not reach.is_supported(call.processor):
         refusal = (
             f"{asked_for} with {type(call.processor).__name__}: adaptive patches are supported for "
-            f"{', '.join(reach.SUPPORTED_FAMILIES)} only"
+            f"{reach.SUPPORTED_FAMILIES} only"
         )
         if resolved.only_by_environment:  # which speaks to every processor of the process
             logger.warning_once(f"{settings.ENVIRONMENT}: {refusal}; this one works as without it.")

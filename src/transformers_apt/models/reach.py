@@ -15,12 +15,11 @@ from typing import Any
 
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
 from transformers_apt.models.programs import loaded_program
-from transformers_apt.models.settings import ENVIRONMENT, logger
+from transformers_apt.models.settings import ENVIRONMENT, OFF, logger
 
-SUPPORTED_FAMILIES = ("Qwen2-VL (Qwen2VLProcessor)",)
+SUPPORTED_FAMILIES = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5"
 PATCH_SIZE = 14
 """Qwen2-VL's. A lone image processor with another one belongs to another family."""
 
@@ -42,8 +41,13 @@ def is_shared(image_processor: Any) -> bool:
 
 
 def is_supported(processor: Any) -> bool:
-    """Whether the models that this processor serves read mixed scales."""
-    return isinstance(processor, Qwen2VLProcessor)
+    """Whether the models that this processor serves read mixed scales: `models.processing` says so of each family."""
+    return getattr(type(processor), "reads_patch_layouts", False)
+
+
+def default_of(processor: Any) -> str:
+    """The method where nobody asked for one. Of the family's own class: what a subclass counts is not known."""
+    return vars(type(processor)).get("patch_selection_default", OFF)
 
 
 # -------------------------------------------------------------------- ownership
@@ -59,7 +63,7 @@ def mark_owned(image_processor: Any) -> None:
 
 def mark_family(image_processor: Any, processor_class: str | None) -> None:
     """Note of a lone image processor that its checkpoint is another family's, by the name of the processor there."""
-    if processor_class not in (None, Qwen2VLProcessor.__name__):
+    if processor_class not in (None, "Qwen2VLProcessor"):
         mark_owned(image_processor)
 
 
@@ -115,7 +119,7 @@ def default_reaches(call: Call, patch_size: int) -> bool:
         return False
     if processor is None and is_owned(image_processor):
         return False
-    if processor is not None and type(processor) is not Qwen2VLProcessor:
+    if processor is not None and default_of(processor) == OFF:
         return False
     program = loaded_program()
     if program is not None:

@@ -1,0 +1,42 @@
+"""Overlay of the processor classes, as every family needs it."""
+
+from typing import Any
+
+import torch
+
+from apt_code.patch_layout import PatchLayout
+from transformers_apt.models.layouts import LAYOUT_KEY
+from transformers_apt.models.preprocessing import makes_layouts
+from transformers_apt.overlay import Overlay, overrides
+
+
+class Processor(Overlay):
+    """Modifications:
+
+    - `replace_image_token`: as many placeholders as the image's tiling has language tokens;
+    - `model_input_names` names `image_patch_layout` after a call that made layouts; before this thread's first call of
+      the image processor, where one would.
+
+    The settings come through upstream's own `images_kwargs`. `_get_num_multimodal_tokens` stays upstream's: exact for
+    `"off"`, an upper bound for the other methods.
+
+    Class attributes, set on the target:
+        reads_patch_layouts: its models do.
+        patch_selection_default: the method where nobody asked for one.
+    """
+
+    reads_patch_layouts = True
+    patch_selection_default = "off"
+
+    @overrides("image_inputs", "image_idx")
+    def replace_image_token(upstream: Any, self: Any, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
+        if LAYOUT_KEY not in image_inputs:
+            return upstream(self, image_inputs, image_idx, **kwargs)
+        # host arithmetic, wherever the caller's default device put them
+        layout, grids = (torch.as_tensor(image_inputs[name]).cpu() for name in (LAYOUT_KEY, "image_grid_thw"))
+        return self.image_token * PatchLayout.language_tokens_per_image(layout, grids)[image_idx]
+
+    @overrides()
+    def model_input_names(upstream: Any, self: Any) -> list[str]:
+        names = upstream(self)
+        return [*names, LAYOUT_KEY] if LAYOUT_KEY not in names and makes_layouts(self) else names
