@@ -8,6 +8,7 @@ Axes: b picture, c channel, h w cells of one scale, p side of a cell in pixels.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,13 +127,22 @@ def _mean(error: Tensor) -> Tensor:
     return error.mean((-2, -1))
 
 
+def _unbounded(side: int, bins: int) -> float:
+    """Nobody is warned of a threshold on a candidate."""
+    return math.inf
+
+
 CANDIDATES: dict[str, ImportanceMethod] = {
-    "random": ImportanceMethod(random_maps, "none", (0.5, 0.5), coarse_scores=False),
-    "luma_mse": ImportanceMethod(_from_errors(_mean, luma=True), "grey levels²", (64.0, 64.0), coarse_scores=True),
-    "worst_block": ImportanceMethod(_from_errors(_worst_block), "grey levels²", (64.0, 64.0), coarse_scores=True),
-    "rate_distortion": ImportanceMethod(rate_distortion, "grey levels²", (64.0, 64.0), coarse_scores=True),
+    "random": ImportanceMethod(random_maps, "none", _unbounded, (0.5, 0.5), coarse_scores=False),
+    "luma_mse": ImportanceMethod(
+        _from_errors(_mean, luma=True), "grey levels²", _unbounded, (64.0, 64.0), coarse_scores=True
+    ),
+    "worst_block": ImportanceMethod(
+        _from_errors(_worst_block), "grey levels²", _unbounded, (64.0, 64.0), coarse_scores=True
+    ),
+    "rate_distortion": ImportanceMethod(rate_distortion, "grey levels²", _unbounded, (64.0, 64.0), coarse_scores=True),
     "error_over_entropy": ImportanceMethod(
-        error_over_entropy, "weighted grey levels²", (16.0, 16.0), coarse_scores=True
+        error_over_entropy, "weighted grey levels²", _unbounded, (16.0, 16.0), coarse_scores=True
     ),
 }
 
