@@ -69,9 +69,9 @@ test-bystanders: $(BYSTANDERS:%=$(VENV)-bystander-%/.installed) ## programs that
 
 # What depends on the version of transformers, in an environment with that one and otherwise the pinned versions.
 WITH = $(VENV)-$(TRANSFORMERS)
-VERSION_TESTS := tests/test_startup_hook.py tests/test_startup_finder.py tests/test_tiny_checkpoint.py tests/transformers_apt
-VERSION_TESTS_LEAVE_OUT := app test_cli.py test_documentation.py test_flops.py test_load.py test_visualize.py \
-	test_visualize_bad_input.py test_work.py
+VERSION_TESTS := $(addprefix tests/transformers_apt/,engine/test_patch_engine.py engine/test_startup_finder.py \
+	engine/test_startup_hook.py embedded models test_seed_snippets.py)
+VERSION_TESTS_LEAVE_OUT := $(addprefix tests/transformers_apt/models/,test_flops.py test_work.py)
 
 $(VENV)-%/.installed: pyproject.toml constraints.txt src/transformers_apt.pth src/transformers_apt.start
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one or say make PYTHON=/path/to/python."; exit 1; }
@@ -83,7 +83,7 @@ $(VENV)-%/.installed: pyproject.toml constraints.txt src/transformers_apt.pth sr
 test-with: ## the tests of the patch with another transformers: make test-with TRANSFORMERS=5.20.0
 	@test -n "$(TRANSFORMERS)" || { echo "Say which: make test-with TRANSFORMERS=5.20.0"; exit 1; }
 	$(MAKE) $(WITH)/.installed
-	$(WITH)/bin/python -m pytest $(VERSION_TESTS) $(VERSION_TESTS_LEAVE_OUT:%=--ignore=tests/transformers_apt/%) $(TEST_ARGS)
+	$(WITH)/bin/python -m pytest $(VERSION_TESTS) $(VERSION_TESTS_LEAVE_OUT:%=--ignore=%) $(TEST_ARGS)
 
 test-floor: ## the same with the oldest supported transformers
 	$(MAKE) test-with TRANSFORMERS=$(FLOOR)

@@ -26,8 +26,8 @@ from transformers.utils import logging
 import transformers_apt
 from benchmarks.measuring import budgets, hardware, photo, report, synchronise, take_turns
 from transformers_apt import patch_stats
-from transformers_apt.flops import QWEN2_VL, Shape
-from transformers_apt.tiny_checkpoint import build_processor
+from transformers_apt.embedded.tiny_checkpoint import build_processor
+from transformers_apt.models.flops import QWEN2_VL, Shape
 
 IMAGES = {"1080p": (1920, 1080), "4 MP": (2632, 1456), "512": (512, 512)}
 STAGES = ("decode", "preprocess", "transfer", "tower", "first token")

@@ -23,7 +23,7 @@ MODULES = {
     # what Python itself has loaded by then is not the hook's cost
     "the start-up hook": (
         "import os, site, sys",
-        "import transformers_apt.startup; transformers_apt.startup.install()",
+        "import transformers_apt.engine.startup; transformers_apt.engine.startup.install()",
     ),
     "the patch, after Qwen2-VL": (
         "import transformers_apt\n"

@@ -20,7 +20,7 @@ from transformers.utils import logging
 import transformers_apt
 from benchmarks.measuring import UPSTREAM, budgets, hardware, photo, report, take_turns
 from transformers_apt import patch_stats
-from transformers_apt.flops import QWEN2_VL, tower_flops
+from transformers_apt.models.flops import QWEN2_VL, tower_flops
 
 SIZES = {"1 MP": (1316, 728), "4 MP": (2632, 1456)}
 

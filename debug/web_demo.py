@@ -9,7 +9,7 @@ import sys
 try:
     from typer.main import get_command
 
-    from transformers_apt.cli import app
+    from transformers_apt.cli.main import app
 except ModuleNotFoundError as error:
     sys.exit(f"{error}: {sys.executable} lacks transformers-apt; run `make venv`, then .venv/bin/python {sys.argv[0]}")
 

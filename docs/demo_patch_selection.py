@@ -23,7 +23,8 @@ from transformers.utils import logging
 import transformers_apt
 from apt_code import PatchLayout
 from transformers_apt import embedded, image_layouts, patch_stats
-from transformers_apt.demo import label, load_checkpoint, load_photo, measure, show
+from transformers_apt.cli.comparison import label, measure, show
+from transformers_apt.embedded.asking import load_checkpoint, load_photo
 
 console = Console()
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}

@@ -25,7 +25,8 @@ from transformers.utils import logging
 
 import transformers_apt
 from transformers_apt import embedded, patch_stats
-from transformers_apt.demo import label, load_checkpoint, load_photo
+from transformers_apt.cli.comparison import label
+from transformers_apt.embedded.asking import load_checkpoint, load_photo
 
 console = Console()
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}

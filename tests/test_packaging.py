@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 import transformers_apt
-from transformers_apt import startup
+from transformers_apt.engine import startup
 
 ROOT = Path(__file__).parents[1]
 VERSION = transformers_apt.__version__
 DIST_INFO = f"transformers_apt-{VERSION}.dist-info"
 PTH = (
     'import importlib.machinery; importlib.machinery.PathFinder.find_spec("transformers_apt") and '
-    '__import__("transformers_apt.startup").startup.install()\n'
+    '__import__("transformers_apt.engine.startup").engine.startup.install()\n'
 )
-START = "transformers_apt.startup:install\n"
-WAITING = "import sys; print([f for f in sys.meta_path if type(f).__module__ == 'transformers_apt.startup'] != [])"
+START = "transformers_apt.engine.startup:install\n"
+HOOK = "transformers_apt.engine.finder"
+WAITING = f"import sys; print([f for f in sys.meta_path if type(f).__module__ == {HOOK!r}] != [])"
 
 
 def call(*command: object, cwd: Path = ROOT) -> str:
@@ -108,7 +109,7 @@ def test_metadata(wheel):
         *("einops", "loguru", "numba", "numpy", "pillow", "rich", "torch", "torchvision", "transformers", "typer"),
     }
     assert {"viz", "bench", "docs", "dev"} <= set(metadata.get_all("Provides-Extra"))
-    assert "transformers-apt = transformers_apt.cli:main" in files[f"{DIST_INFO}/entry_points.txt"]
+    assert "transformers-apt = transformers_apt.cli.main:main" in files[f"{DIST_INFO}/entry_points.txt"]
     assert "Apache License" in files[f"{DIST_INFO}/licenses/LICENSE"]
     assert f"{DIST_INFO}/licenses/NOTICE" in files
 

@@ -15,7 +15,7 @@ pytest.importorskip("font_roboto", reason="pip install 'transformers-apt[bench]'
 
 import transformers_apt
 from benchmarks.quality import candidates, evaluate, items, questions, report, settings
-from transformers_apt.tiny_checkpoint import save_checkpoint
+from transformers_apt.embedded.tiny_checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from benchmarks.quality import assets, export, fast_forward, questions, scenes, 
 from benchmarks.quality.collate import IGNORE, NO_DIGIT, Prompter, collate
 from benchmarks.quality.mixed import collate_mixed, draw_selection
 from benchmarks.quality.stream import make_batch
-from transformers_apt.tiny_checkpoint import build_config, build_model, build_processor
+from transformers_apt.embedded.tiny_checkpoint import build_config, build_model, build_processor
 
 SIZE = (112, 168)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_packaging import PTH, START
-from transformers_apt import startup
+from transformers_apt.engine import startup
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -72,8 +72,14 @@ def calls_in(path):
             yield ast.unparse(node.func), node
 
 
+ALLOWED = {("apt_code/kernel_cache.py", "pickle.loads")}
+"""numba's cache of compiled kernels, in a folder of the user's own, is pickles; ours is read after its digest."""
+
+
 def check(path):
     for name, call in calls_in(path):
+        if any(path.as_posix().endswith(file) and name == allowed for file, allowed in ALLOWED):
+            continue
         place = f"{path}:{call.lineno}: {name}"
         given = {keyword.arg: keyword.value for keyword in call.keywords}
         assert name not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"), place

@@ -19,7 +19,7 @@ import transformers_apt
 from benchmarks.quality import assets, scenes
 from benchmarks.quality.items import normalise
 from benchmarks.quality.questions import Question, questions
-from transformers_apt import demo
+from transformers_apt.embedded import asking
 
 #: name, kind of scene, type of question, least digits or number of the answer, height, width, size of the text
 WANTED = (
@@ -63,7 +63,7 @@ def find(model: Any, processor: Any, kind: str, wanted: str, least: int, height:
         for question in questions(scene):
             if question.type != wanted or _size(question) < least:
                 continue
-            answers = (demo.answer(model, processor, scene.image, question.text, settings) for settings in SETTINGS)
+            answers = (asking.answer(model, processor, scene.image, question.text, settings) for settings in SETTINGS)
             if all(normalise(answer) == normalise(question.answer) for answer in answers):
                 return scene.image, question
     raise RuntimeError(f"no {kind} with a {wanted!r} question among {_MOST} seeds is answered rightly: train on")
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     transformers_apt.apply()
-    model, processor = demo.load_checkpoint(options.model, "cpu", "float32")
+    model, processor = asking.load_checkpoint(options.model, "cpu", "float32")
     options.out.mkdir(parents=True, exist_ok=True)
     lines = []
     for name, kind, wanted, *size in WANTED:

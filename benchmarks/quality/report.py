@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.candidates import CANDIDATES
-from transformers_apt.flops import QWEN2_VL, prefill_flops, tower_flops
+from transformers_apt.models.flops import QWEN2_VL, prefill_flops, tower_flops
 
 _TEXT_TOKENS = 32
 _COLUMNS = (
@@ -65,7 +65,7 @@ def add_compute(rows: list[dict[str, Any]], answers: dict[str, dict[str, list[An
     """Gives each row its `compute`: operations up to the first answer token, as a share of upstream's.
 
     That is vision tower and language prefill of the published 2B and 7B shapes, for the row's patches and tokens of
-    each picture and a prompt of 32 tokens of text, by `transformers_apt.flops`; without an `off` row, nothing.
+    each picture and a prompt of 32 tokens of text, by `transformers_apt.models.flops`; without an `off` row, nothing.
     """
     if "off" not in answers:
         return

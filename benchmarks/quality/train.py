@@ -30,7 +30,7 @@ from benchmarks.quality.canvas import COLOURS
 from benchmarks.quality.collate import SLOTS, THINGS, Batch, Prompter
 from benchmarks.quality.questions import WORDS
 from benchmarks.quality.stream import PHASE1, PHASE2, Stage, batches, held_out
-from transformers_apt.tiny_checkpoint import build_config, build_model, build_processor
+from transformers_apt.embedded.tiny_checkpoint import build_config, build_model, build_processor
 
 _DIGITS = 11
 

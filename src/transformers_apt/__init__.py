@@ -1,7 +1,7 @@
 """Adaptive Patch Tokenization for Qwen2-VL inside an installed transformers.
 
-Python imports this file at every start (see `startup.py`), so it imports nothing: each public name is fetched from its
-module when it is first asked for.
+Python imports this file at every start (see `engine/startup.py`), so it imports nothing: each public name is fetched
+from its module when it is first asked for.
 """
 
 TYPE_CHECKING = False  # type checkers read this as True; importing typing would slow down every start of Python
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from transformers_apt.embedded import demo_model_path
-    from transformers_apt.patching import IncompatibleTransformersError, applied, apply, revert, status
-    from transformers_apt.stats import image_layouts, patch_stats
+    from transformers_apt.engine.patching import IncompatibleTransformersError, applied, apply, revert, status
+    from transformers_apt.models.stats import image_layouts, patch_stats
 
 __version__ = "0.1.0"
 
@@ -28,8 +28,8 @@ __all__ = [
 
 _HOMES = {
     "embedded": ("demo_model_path",),
-    "patching": ("IncompatibleTransformersError", "applied", "apply", "revert", "status"),
-    "stats": ("image_layouts", "patch_stats"),
+    "engine.patching": ("IncompatibleTransformersError", "applied", "apply", "revert", "status"),
+    "models.stats": ("image_layouts", "patch_stats"),
 }
 
 

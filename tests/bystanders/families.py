@@ -4,7 +4,7 @@ import transformers
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil, Qwen2VLVideoProcessor
 
 from tests.bystanders.tiny import digest, photos
-from transformers_apt.tiny_checkpoint import build_tokenizer
+from transformers_apt.embedded.tiny_checkpoint import build_tokenizer
 
 #: `(processor, its image token, what else it is built of)`, as `models/<family>/processing_<family>.py` reads them.
 FAMILIES = {

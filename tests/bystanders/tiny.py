@@ -45,13 +45,13 @@ def build(family="qwen2_vl"):
     import transformers
 
     from tests.transformers_apt import family_models
-    from transformers_apt.tiny_checkpoint import CHAT_TEMPLATE, build_config, build_model, build_processor
+    from transformers_apt.embedded.tiny_checkpoint import CHAT_TEMPLATE, build_config, build_model, build_processor
 
     if family == "qwen2_vl":
         processor = build_processor()
         model = build_model(build_config("test", processor.tokenizer))
     else:
-        from transformers_apt.tiny_checkpoint import build_tokenizer
+        from transformers_apt.embedded.tiny_checkpoint import build_tokenizer
 
         torch.manual_seed(0)
         processor, model_class, config = getattr(family_models, family)(build_tokenizer())

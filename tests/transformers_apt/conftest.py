@@ -13,8 +13,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 import transformers_apt
-from transformers_apt.cli import app
-from transformers_apt.tiny_checkpoint import Family, build_config, build_model, build_processor
+from transformers_apt.cli.main import app
+from transformers_apt.embedded.tiny_checkpoint import Family, build_config, build_model, build_processor
 
 FAMILIES = get_args(Family)
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}

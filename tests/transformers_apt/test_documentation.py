@@ -23,8 +23,8 @@ import transformers_apt
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.selection_settings import SELECTION_METHODS
 from transformers_apt import embedded
-from transformers_apt.cli import app
-from transformers_apt.demo import load_photo
+from transformers_apt.cli.main import app
+from transformers_apt.embedded.asking import load_photo
 from transformers_apt.models.settings import DEFAULTS, OFF
 
 ROOT = Path(__file__).parents[2]

@@ -143,7 +143,7 @@ sys.addaudithook(watch)
 VISUALIZE = (
     KILLED
     + """
-from transformers_apt.cli import app
+from transformers_apt.cli.main import app
 app(["visualize", sys.argv[3], "--output", folder, "--device", "cpu"], standalone_mode=False)
 print("finished", count)
 """

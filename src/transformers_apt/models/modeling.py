@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tuple
 
 from apt_code.patch_layout import PatchLayout
+from transformers_apt.engine.overlay import Overlay, overrides
 from transformers_apt.models.layouts import (
     LAYOUT_KEY,
     MixedScaleGrid,
@@ -19,7 +20,6 @@ from transformers_apt.models.layouts import (
     unpack,
 )
 from transformers_apt.models.upstream import CACHE_NAMES, cache_in
-from transformers_apt.overlay import Overlay, overrides
 
 
 @accepts_precomputed_kwargs(modality="image")

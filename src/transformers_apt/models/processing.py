@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from apt_code.patch_layout import PatchLayout
+from transformers_apt.engine.overlay import Overlay, overrides
 from transformers_apt.models.layouts import LAYOUT_KEY
 from transformers_apt.models.preprocessing import makes_layouts
-from transformers_apt.overlay import Overlay, overrides
 
 
 class Processor(Overlay):

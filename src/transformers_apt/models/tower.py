@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers.utils.generic import get_max_seqlen
 
 from apt_code.patch_layout import PatchLayout
+from transformers_apt.engine.overlay import Overlay, overrides
 from transformers_apt.models.layouts import num_rows, refuse_mixed_scales, unpack
-from transformers_apt.overlay import Overlay, overrides
 
 PRECOMPUTED = (
     "position_ids", "cu_seqlens", "max_seqlen", "interp_indices", "interp_weights", "window_index",

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from transformers_apt.app_handlers import Limits, Workbench
-from transformers_apt.app_model import Answerer
-from transformers_apt.demo import load_checkpoint
+from transformers_apt.app.handlers import Limits, Workbench
+from transformers_apt.app.model import Answerer
+from transformers_apt.embedded.asking import load_checkpoint
 
 FLAGS = [
     "--no-sandbox",
@@ -102,8 +102,8 @@ class Served:
 @pytest.fixture(scope="session")
 def served(answerer, tmp_path_factory):
     pytest.importorskip("gradio", reason="the web page needs the extra 'app'")
-    from transformers_apt.app_command import assemble, upload_folder
-    from transformers_apt.app_server import serve
+    from transformers_apt.app.command import assemble, upload_folder
+    from transformers_apt.app.server import serve
 
     folder = tmp_path_factory.mktemp("app")
     with pytest.MonkeyPatch.context() as patch:

@@ -6,7 +6,7 @@ import re
 import pytest
 from skimage import data
 
-from transformers_apt.app_handlers import Setting
+from transformers_apt.app.handlers import Setting
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
 expect = playwright.expect

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_apt.app_handlers import Setting
+from transformers_apt.app.handlers import Setting
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
 httpx = pytest.importorskip("httpx", reason="the web page needs the extra 'app'")
@@ -156,7 +156,7 @@ def watch():
 def command(folder, tmp_path):
     """The page as `transformers-apt app` serves it, in a process of its own: its address and its log."""
     pytest.importorskip("gradio", reason="the web page needs the extra 'app'")
-    start = [sys.executable, "-c", "from transformers_apt.cli import main; main()", "app", "--model", str(folder)]
+    start = [sys.executable, "-c", "from transformers_apt.cli.main import main; main()", "app", "--model", str(folder)]
     # memory that was freed goes back at once, so that what is measured is what is held
     memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     log = tmp_path / "log.txt"

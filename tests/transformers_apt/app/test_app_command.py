@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from transformers_apt import app_examples, demo, embedded
-from transformers_apt.cli import BAD_INPUT, app
+from transformers_apt import embedded
+from transformers_apt.app import examples as app_examples
+from transformers_apt.cli.main import app
+from transformers_apt.cli.messages import BAD_INPUT
+from transformers_apt.embedded import asking
 
 runner = CliRunner(env={"COLUMNS": "200"})
 
@@ -68,9 +71,9 @@ def test_wrong_options_are_one_line(options, named):
 
 def test_the_model_is_named_with_its_size(answerer):
     weights = sum(weight.numel() for weight in answerer.model.parameters())
-    said = demo.describe_model("some/model", answerer.model, "cpu")
+    said = asking.describe_model("some/model", answerer.model, "cpu")
     assert said == f"some/model ({weights / 1e6:.1f} million parameters, on cpu)"
-    assert demo.describe_model(None, answerer.model, "cpu").startswith("the embedded model (")
+    assert asking.describe_model(None, answerer.model, "cpu").startswith("the embedded model (")
 
 
 def test_examples_are_those_that_are_here(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("gradio", reason="the web page needs the extra 'app'")
 
-from transformers_apt.app_handlers import Setting, UserError
-from transformers_apt.app_requests import BadRequestError, check_fields, parse, shown
+from transformers_apt.app.handlers import Setting, UserError
+from transformers_apt.app.requests import BadRequestError, check_fields, parse, shown
 
 CONTROLS = ["budget", "entropy", 0.3, 1.0, None, None]
 FIELDS = {
@@ -178,7 +178,7 @@ def test_hidden_controls_take_numbers_only(served, log):
 
 
 def test_what_gradio_cannot_read_is_one_line_in_the_log(served, log, monkeypatch):
-    from transformers_apt import app_fields
+    from transformers_apt.app import fields as app_fields
 
     monkeypatch.setattr(app_fields, "problem", lambda block, value: "")
     response = served.client.post("/gradio_api/run/setting_a", json={"data": [5, *FIELDS["setting_a"][1:]]})
@@ -246,7 +246,7 @@ def test_values_in_a_sentence_are_short_and_printable():
 
 
 def test_a_sender_who_goes_is_left_to_gradio():
-    from transformers_apt.app_requests import ReadableOnly
+    from transformers_apt.app.requests import ReadableOnly
 
     seen = []
 
@@ -264,7 +264,7 @@ def test_a_sender_who_goes_is_left_to_gradio():
 
 
 def test_other_failures_of_a_stream_are_not_hidden():
-    from transformers_apt.app_requests import ReadableOnly
+    from transformers_apt.app.requests import ReadableOnly
 
     async def app(scope, receive, send):
         raise RuntimeError("something else")

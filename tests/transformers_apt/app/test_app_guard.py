@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="the web page needs the extra 'app'")
 
-from transformers_apt import app_server
-from transformers_apt.app_server import ENVELOPE, KEPT, Guard
+from transformers_apt.app import server as app_server
+from transformers_apt.app.server import ENVELOPE, KEPT, Guard
 
 UPLOAD = "/gradio_api/upload"
 JOIN = "/gradio_api/queue/join"

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from apt_code.visualization import to_picture
-from transformers_apt import app_handlers, app_text
-from transformers_apt.app_handlers import Setting, UserError
-from transformers_apt.flops import QWEN2_VL, prefill_flops, tower_flops
-from transformers_apt.visualize import examine
+from transformers_apt.app import handlers as app_handlers
+from transformers_apt.app import text as app_text
+from transformers_apt.app.handlers import Setting, UserError
+from transformers_apt.models.flops import QWEN2_VL, prefill_flops, tower_flops
+from transformers_apt.visualizer.view import examine
 
 HALF = Setting("budget", "entropy", share=0.5, multiple=1.0)
 SETTINGS = [

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="the web page needs the extra 'app'")
 
-from transformers_apt.app_origin import OwnPageOnly
+from transformers_apt.app.origin import OwnPageOnly
 
 UPLOAD = ("POST", "/gradio_api/upload")
 JOIN = ("POST", "/gradio_api/queue/join")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from transformers_apt.app_server import Drawings
+from transformers_apt.app.server import Drawings
 
 A = ["budget", "entropy", 0.3, 1.0, None, None]
 B = ["off", "entropy", 0.3, 1.0, None, None]
@@ -118,7 +118,7 @@ def test_a_question_is_answered_or_refused_in_one_sentence(served, encoded):
 
 
 def test_what_was_not_foreseen_goes_to_the_log_and_not_to_the_visitor(bench, put, encoded, tmp_path, monkeypatch):
-    app = pytest.importorskip("transformers_apt.app")
+    app = pytest.importorskip("transformers_apt.app.page")
     logged = []
     sink = app.logger.add(logged.append, level="ERROR")
 

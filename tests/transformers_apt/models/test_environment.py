@@ -12,8 +12,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from transformers_apt.embedded.tiny_checkpoint import build_tokenizer
 from transformers_apt.models.settings import ENVIRONMENT
-from transformers_apt.tiny_checkpoint import build_tokenizer
 
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 

@@ -20,9 +20,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from transformers_apt.embedded.tiny_checkpoint import build_tokenizer
 from transformers_apt.models import reach
 from transformers_apt.models.programs import PROGRAMS
-from transformers_apt.tiny_checkpoint import build_tokenizer
 
 BACKENDS = [Qwen2VLImageProcessor, Qwen2VLImageProcessorPil]
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
-from transformers_apt.tiny_checkpoint import build_tokenizer
+from transformers_apt.embedded.tiny_checkpoint import build_tokenizer
 
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 
+from transformers_apt.engine.overlay import Overlay, overrides
 from transformers_apt.models import preprocessing
 from transformers_apt.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-from transformers_apt.overlay import Overlay, overrides
 
 
 class Qwen2VLImageProcessorPil(Overlay):

@@ -10,8 +10,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
 
 from apt_code.patch_packing import Affine
+from transformers_apt.engine.overlay import Overlay, overrides
 from transformers_apt.models import preprocessing, reach, settings
-from transformers_apt.overlay import Overlay, overrides
 
 
 class Qwen2VLImageProcessor(Overlay):

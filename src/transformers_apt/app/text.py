@@ -1,0 +1,143 @@
+"""The web page's words, figures and colours, as HTML. What comes from a visitor is escaped."""
+
+from __future__ import annotations
+
+from html import escape
+
+from apt_code.patch_layout import MERGE_SIZE
+from apt_code.visualization import PATCH_COLOURS
+from transformers_apt.app.handlers import Look, Photo
+from transformers_apt.app.model import Answer
+from transformers_apt.models.flops import QWEN2_VL, Shape, prefill_flops, tower_flops
+
+TITLE = "Adaptive patches for Qwen2-VL"
+PROMPT_TOKENS = 32
+"""Of text beside the image's tokens, in the estimate of the prefill: chat template and a short question."""
+
+METHODS = (
+    ("budget: share of patches", "budget"),
+    ("joint: fewer tokens too", "joint"),
+    ("v1: fixed thresholds", "v1"),
+    ("v2: relative threshold", "v2"),
+    ("off: upstream", "off"),
+)
+MODELS = tuple((f"Qwen2-VL-{name.upper()}", name) for name in QWEN2_VL)
+
+CSS = """
+.gradio-container { max-width: min(1240px, 100vw) !important; min-width: 0 !important; margin: 0 auto !important; }
+.apt-head h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
+.apt-head p, .apt-note { color: var(--body-text-color); opacity: .78; }
+.apt-head p { margin: 0 0 .2rem; max-width: 60rem; }
+.apt-note { font-size: .9rem; margin: .3rem 0; }
+.apt-panel h2 { font-size: 1.1rem; margin: 0; }
+.apt-controls { gap: .5rem; }
+@media (min-width: 700px) { .apt-controls { min-height: 15rem; } }
+.apt-facts { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0 !important; }
+.apt-facts, .apt-facts tr, .apt-facts td { border: 0 !important; background: none !important; }
+.apt-facts td { padding: .2rem .4rem !important; white-space: nowrap; }
+.apt-facts td:first-child { padding-left: 0 !important; white-space: normal; }
+.apt-facts td.number, .apt-facts td.share { text-align: right; }
+.apt-facts td.share { font-weight: 600; width: 3.6rem; }
+.apt-facts td.bar { width: 26%; padding-right: 0 !important; }
+.apt-facts tr.main td { font-size: 1.15rem; }
+.apt-bar { height: .6rem; border-radius: .3rem; background: var(--border-color-primary); overflow: hidden; }
+.apt-bar i { display: block; height: 100%; background: var(--primary-500); }
+@media (max-width: 500px) { .apt-facts td.bar { display: none; } .apt-facts tr.main td { font-size: 1rem; } }
+.apt-error { border-left: 4px solid #d33; padding: .5rem .75rem; background: #d3333318; border-radius: .25rem; }
+.apt-legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .95rem; }
+.apt-legend i { display: inline-block; width: .85rem; height: .85rem; margin-right: .4rem; vertical-align: -.1rem;
+  border: 1px solid #0008; }
+.apt-picture img { max-height: 30rem; object-fit: contain !important; }
+"""
+
+
+def header(model: str) -> str:
+    """The top of the page; `model` says who answers."""
+    return (
+        f'<div class="apt-head"><h1>{TITLE}</h1><p>Detailed regions keep 14-pixel patches, plain regions become 28- '
+        "or 56-pixel patches. The vision tower reads one token per patch, the language model one per 28-pixel cell or "
+        f"56-pixel patch.</p><p>Answers come from {escape(model)}.</p></div>"
+    )
+
+
+def describe_photo(photo: Photo) -> str:
+    """What was taken in."""
+    resized = f"{photo.resized.width} × {photo.resized.height} px"
+    text = f"<b>{escape(photo.name)}</b>, {photo.size[0]} × {photo.size[1]} px. The model gets {resized}."
+    return f'<p class="apt-note">{text}</p>'
+
+
+def error(message: object) -> str:
+    """One sentence that stands out."""
+    return f'<div class="apt-error" role="alert">{escape(str(message))}</div>'
+
+
+def note(message: str) -> str:
+    """One quiet sentence."""
+    return f'<p class="apt-note">{escape(message)}</p>'
+
+
+def facts(look: Look, model: str) -> str:
+    """Tokens, estimated compute, the colours of the patches, and what there is to say about the setting."""
+    layout, shape = look.view.layout, QWEN2_VL[model]
+    full = layout.grid[0] * layout.grid[1]
+    tokens, full_tokens = layout.num_language_tokens, full // MERGE_SIZE**2
+    rows = [
+        _row("Vision patches", layout.num_patches, full, main=True),
+        _row("Language tokens", tokens, full_tokens, main=True),
+        _compute(f"Vision tower ({model.upper()})", tower_flops(layout.num_patches, tokens, shape),
+                 tower_flops(full, full_tokens, shape)),
+        _compute(f"Prefill ({model.upper()})", _prefill(tokens, shape), _prefill(full_tokens, shape)),
+    ]  # fmt: skip
+    notes = [note(text) for text in look.view.notes]
+    return f'<table class="apt-facts">{"".join(rows)}</table>{"".join(notes)}'
+
+
+def legend(look: Look) -> str:
+    """What the colours of the tiling mean, and how many patches of each there are."""
+    layout = look.view.layout
+    items = [
+        f'<span><i style="background:rgb{PATCH_COLOURS[size]}"></i>'
+        f"{size * look.view.patch_size} px: {layout.patches_by_size.get(size, 0):,}</span>"
+        for size in sorted(layout.patches_by_size)
+    ]
+    return f'<div class="apt-legend">{"".join(items)}</div>'
+
+
+def describe_answer(answer: Answer) -> str:
+    """Tokens and times of an answer, so far or in the end."""
+    first = "…" if answer.first_token is None else _time(answer.first_token)
+    rows = [
+        ("Vision patches", f"{answer.vision_patches:,}"),
+        ("Prompt tokens", f"{answer.prompt_tokens:,} (image: {answer.language_tokens:,})"),
+        ("New tokens", f"{answer.new_tokens}{'' if answer.done else ' …'}"),
+        ("Preprocessing", _time(answer.preprocessing)),
+        ("First token after", first),
+        ("In all", f"{_time(answer.total)}{'' if answer.done else ' …'}"),
+    ]
+    cells = "".join(f'<tr><td>{name}</td><td class="number">{value}</td></tr>' for name, value in rows)
+    return f'<table class="apt-facts">{cells}</table>'
+
+
+def _prefill(tokens: int, shape: Shape) -> float:
+    return prefill_flops(tokens + PROMPT_TOKENS, shape)
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds < 1e4 else f"{milliseconds / 1e3:.1f} s"
+
+
+def _row(name: str, kept: float, full: float, main: bool = False) -> str:
+    return _cells(name, f"{kept:,} of {full:,}", kept / full, main)
+
+
+def _compute(name: str, kept: float, full: float) -> str:
+    return _cells(name, f"{kept / 1e12:.2f} of {full / 1e12:.2f} TFLOPs", kept / full, False)
+
+
+def _cells(name: str, value: str, share: float, main: bool) -> str:
+    percent = f"{share:.0%}"
+    return (
+        f'<tr{" class=main" if main else ""}><td>{name}</td><td class="number">{value}</td><td class="share">{percent}'
+        f'</td><td class="bar"><div class="apt-bar"><i style="width:{percent}"></i></div></td></tr>'
+    )

@@ -1,0 +1,169 @@
+"""The main job on one real image: every method's tokens, time and answer, next to upstream's."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from transformers_apt.embedded import Example
+from transformers_apt.embedded.asking import answer, decode_answer, load_photo, preprocess_for
+from transformers_apt.models.stats import patch_stats
+
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"patch_selection_method": "off"},
+    {"patch_selection_method": "v1"},
+    {"patch_selection_method": "v2", "alpha": 0.5},
+    {"patch_selection_method": "v2", "alpha": 1.0},
+    {"patch_selection_method": "budget", "alpha": 0.7},
+    {"patch_selection_method": "budget", "alpha": 0.5},
+    {"patch_selection_method": "budget", "alpha": 0.3},
+    {"patch_selection_method": "budget", "alpha": 0.2},
+    {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"},
+    {"patch_selection_method": "joint", "alpha": 0.3, "importance_method": "upsample_mse"},
+    {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]},
+)
+"""What the table compares; the first is upstream."""
+
+EXAMPLE_SETTINGS = (SETTINGS[0], SETTINGS[1], *SETTINGS[-3::2])
+"""What the other examples are asked under: upstream, the default, `budget` with a better map, and what docs/quality.md
+recommends."""
+
+STAGES = ("preprocessing", "tower", "generate", "total")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        settings: the `images_kwargs`.
+        stats: `patch_stats` of the image.
+        milliseconds: median time per stage; `total` is preprocessing and generate (which contains the tower).
+        answer: the generated text.
+    """
+
+    settings: dict[str, Any]
+    stats: dict[str, Any]
+    milliseconds: dict[str, float]
+    answer: str
+
+
+def measure(
+    model: Any, processor: Any, image: Image.Image, prompt: str, *, max_new_tokens: int, repeats: int
+) -> list[Row]:
+    """Run every setting: a warm-up, then `repeats` timed runs of each stage, interleaved so that noise hits all."""
+    preprocess = partial(preprocess_for, model, processor, image, prompt)
+
+    def tower(inputs: Any) -> Any:
+        names = ("pixel_values", "image_grid_thw", "image_patch_layout")
+        return model.model.get_image_features(**{name: inputs[name] for name in names if name in inputs})
+
+    def generate(inputs: Any) -> Any:
+        # the same number of tokens whatever the answer, so that the times compare
+        return model.generate(**inputs, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, do_sample=False)
+
+    prepared = [preprocess(settings) for settings in SETTINGS]
+    answers = [decode_answer(model, processor, inputs, max_new_tokens) for inputs in prepared]
+    for inputs in prepared:
+        generate(inputs)  # warm-up
+    times: list[dict[str, list[float]]] = [{stage: [] for stage in STAGES[:-1]} for _ in SETTINGS]
+    with torch.inference_mode():
+        for _ in range(repeats):
+            for settings, inputs, found in zip(SETTINGS, prepared, times, strict=True):
+                found["preprocessing"].append(_milliseconds(partial(preprocess, settings)))
+                found["tower"].append(_milliseconds(partial(tower, inputs)))
+                found["generate"].append(_milliseconds(partial(generate, inputs)))
+    rows = []
+    for settings, inputs, found, said in zip(SETTINGS, prepared, times, answers, strict=True):
+        medians = {stage: statistics.median(values) for stage, values in found.items()}
+        medians["total"] = medians["preprocessing"] + medians["generate"]
+        stats = patch_stats(inputs, processor.image_processor.patch_size)[0]
+        rows.append(Row(settings, stats, medians, said))
+    return rows
+
+
+def _milliseconds(work: Callable[[], Any]) -> float:
+    _wait_for_device()
+    start = time.perf_counter()
+    work()
+    _wait_for_device()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _wait_for_device() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def show(console: Console, rows: list[Row], expected: str | None = None) -> None:
+    """Print the tokens, the times with their ratio to the first row's (upstream), and what each setting answered.
+
+    `expected` is the right answer, where it is known: the others are then marked.
+    """
+    tokens = Table(
+        "method",
+        title="tokens in the vision tower (patches) and in the language model",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for header in ("14 px", "28 px", "56 px", "patches", "kept", "language"):
+        tokens.add_column(header, justify="right", no_wrap=True)
+    times = Table("method", title="milliseconds, median (× upstream's)", title_justify="left", box=SIMPLE_HEAD)
+    for stage in STAGES:
+        times.add_column(stage, justify="right", no_wrap=True)
+    answers = Table("method", "answer", title="what the model answers", title_justify="left", box=SIMPLE_HEAD)
+    upstream = rows[0].milliseconds
+    for row in rows:
+        sides = [str(row.stats["patches_by_px"].get(side, 0)) for side in (14, 28, 56)]
+        counts = (str(row.stats["vision_patches"]), f"{row.stats['retention']:.0%}", str(row.stats["language_tokens"]))
+        tokens.add_row(label(row.settings), *sides, *counts)
+        times.add_row(
+            label(row.settings), *(f"{ms:.0f} ({ms / upstream[s]:.2f})" for s, ms in row.milliseconds.items())
+        )
+        answers.add_row(label(row.settings), judged(row.answer, expected))
+    console.print(tokens, times, answers)
+
+
+def show_examples(console: Console, model: Any, processor: Any, examples: Sequence[Example]) -> None:
+    """Ask each example's question under `EXAMPLE_SETTINGS`, and print the answers."""
+    table = Table("question", "right", title="the other examples", title_justify="left", box=SIMPLE_HEAD)
+    for settings in EXAMPLE_SETTINGS:
+        table.add_column(label(settings))
+    for example in examples:
+        image = load_photo(example.image)
+        answers = (answer(model, processor, image, example.question, settings) for settings in EXAMPLE_SETTINGS)
+        table.add_row(
+            f"{example.image.stem}: {example.question}",
+            example.answer,
+            *(judged(found, example.answer) for found in answers),
+        )
+    console.print(table)
+
+
+def judged(answer: str, expected: str | None) -> str:
+    """An answer for a table: green if it is the expected one, red if not, as it is if none is expected."""
+    text = escape(answer if answer.isprintable() else repr(answer))
+    if expected is None:
+        return text
+    return f"[green]{text} ✓[/green]" if answer.strip() == expected else f"[red]{text} ✗[/red]"
+
+
+def label(settings: dict[str, Any]) -> str:
+    """`budget 0.3 upsample_mse` for people."""
+    method = settings["patch_selection_method"]
+    words = ["off (upstream)" if method == "off" else method]
+    words += [f"{settings['alpha']:g}"] if "alpha" in settings else []
+    words += [settings["importance_method"]] if "importance_method" in settings else []
+    words += [str(settings["thresholds"])] if "thresholds" in settings else []
+    return " ".join(words)

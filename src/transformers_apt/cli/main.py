@@ -1,0 +1,27 @@
+"""The `transformers-apt` command: its sub-commands, a file each."""
+
+from __future__ import annotations
+
+import typer
+
+from transformers_apt.cli.app import app_command
+from transformers_apt.cli.demo import demo
+from transformers_apt.cli.messages import Commands, OneLineErrors
+from transformers_apt.cli.status import status
+from transformers_apt.cli.visualize import visualize
+
+app = typer.Typer(
+    cls=Commands,
+    help="Adaptive Patch Tokenization for Qwen-VL in transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+app.command()(status)
+app.command(cls=OneLineErrors)(demo)
+app.command(cls=OneLineErrors)(visualize)
+app.command("app", cls=OneLineErrors)(app_command)
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app()

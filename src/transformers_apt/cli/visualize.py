@@ -1,0 +1,71 @@
+"""`transformers-apt visualize`: the options, and nothing slow before they are read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from transformers_apt.cli.messages import BAD_INPUT, check_model, complain, fail
+
+
+def visualize(
+    image: Annotated[
+        Path | None, typer.Argument(metavar="IMAGE", help="An image, or a folder: every image in it.")
+    ] = None,
+    input_image: Annotated[Path | None, typer.Option(help="The same as IMAGE.")] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the results: one folder in it per image.")
+    ] = Path("visualizations"),
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id: use this checkpoint's image processor, and its settings.")
+    ] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(help="Side of the finest patch, in pixels.", show_default="14")
+    ] = None,
+    temporal_patch_size: Annotated[int | None, typer.Option(help="Frames of a patch.", show_default="2")] = None,
+    merge_size: Annotated[int | None, typer.Option(help="Qwen2-VL's; only 2 works.", show_default="2")] = None,
+    thresholds: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="For v1: cells of 28 and of 56 px below these stay whole.", show_default="3 2, in bits"),
+    ] = None,
+    patch_selection_method: Annotated[
+        str | None, typer.Option(help="'v1', 'v2', 'budget', 'joint' or 'off'.", show_default="v1")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="budget, joint: share of the patches kept, 0 to 1. v2: larger, fewer patches.")
+    ] = None,
+    importance_method: Annotated[
+        str | None, typer.Option(help="'entropy', 'laplacian' or 'upsample_mse'.", show_default="entropy")
+    ] = None,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+) -> None:
+    """Draw what the processor makes of an image: importance maps, tiling, what the model sees, and the numbers.
+
+    Exit code 2 when an option or an image cannot be used; in a folder, the other images are still drawn.
+    """
+    given = {
+        "patch_size": patch_size,
+        "temporal_patch_size": temporal_patch_size,
+        "merge_size": merge_size,
+        "thresholds": list(thresholds) if thresholds else None,
+        "patch_selection_method": patch_selection_method,
+        "alpha": alpha,
+        "importance_method": importance_method,
+    }
+    source = image or input_image
+    if source is None or (image and input_image):
+        raise fail("expected one image or folder: IMAGE or --input-image, and not both")
+    if not os.path.exists(source):  # before anything slow is imported
+        raise fail(f"{source} does not exist; expected an image file or a folder of them")
+    check_model(model)
+
+    from transformers_apt.visualizer import command as visualize_command
+
+    try:
+        errors = visualize_command.run(source, output, model, device, given, complain)
+    except visualize_command.EXPECTED as error:
+        raise fail(error) from error
+    raise typer.Exit(BAD_INPUT if errors else 0)

@@ -1,0 +1,83 @@
+"""Asking a checkpoint about a picture: the embedded one, or any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from transformers_apt.embedded import demo_model_path
+
+
+def load_photo(path: Path) -> Image.Image:
+    """The image to look at, RGB and upright.
+
+    Raises:
+        ValueError: not a readable image.
+    """
+    from transformers.image_utils import load_image
+
+    try:
+        return load_image(Image.open(path)).convert("RGB")  # turns a phone's photo upright, as upstream does
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}); expected a JPEG, PNG or the like") from error
+
+
+def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any]:
+    """`(model, processor)` of a folder or hub id; without a name, of the embedded checkpoint.
+
+    Raises:
+        ValueError: a path where nothing is. OSError: not a checkpoint, or not to be had from the hub.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLProcessor
+    from transformers.utils.logging import disable_progress_bar
+
+    if name is None:
+        disable_progress_bar()  # a second's work
+        name = str(demo_model_path())
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
+    if name.startswith((".", "/")) and not Path(name).is_dir():
+        raise ValueError(
+            f"{name} is not a folder; expected a checkpoint folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
+        )
+    processor = AutoProcessor.from_pretrained(name)
+    if not isinstance(processor, Qwen2VLProcessor):
+        raise ValueError(f"{name} is for {type(processor).__name__}; adaptive patches need a Qwen2-VL checkpoint")
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, dtype))
+    return model.to(device).eval(), processor
+
+
+def describe_model(name: str | None, model: Any, device: str) -> str:
+    """Who answers, in words."""
+    millions = sum(weight.numel() for weight in model.parameters()) / 1e6
+    size = f"{millions / 1e3:.1f} billion" if millions >= 1e3 else f"{millions:.1f} million"
+    if name is not None:
+        return f"{name} ({size} parameters, on {device})"
+    return (
+        f"the embedded model ({size} parameters, on {device}), trained on drawn scenes: it reads codes and knows "
+        "shapes and colours, nothing else"
+    )
+
+
+def answer(
+    model: Any, processor: Any, image: Image.Image, prompt: str, settings: dict[str, Any], max_new_tokens: int = 16
+) -> str:
+    """What the model says to `prompt` about `image` under `settings`, greedily."""
+    inputs = preprocess_for(model, processor, image, prompt, settings)
+    return decode_answer(model, processor, inputs, max_new_tokens)
+
+
+def preprocess_for(model: Any, processor: Any, image: Image.Image, prompt: str, settings: dict[str, Any]) -> Any:
+    """The model's inputs for a question about a picture, on its device."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    inputs = processor(images=image, text=text, images_kwargs=settings, return_tensors="pt")
+    return inputs.to(model.device)
+
+
+def decode_answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> str:
+    """What the model generates from these inputs, greedily."""
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,45 @@
+"""What a processor call made of each image, read from its output alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from apt_code.patch_layout import PatchLayout
+from transformers_apt.models.layouts import LAYOUT_KEY
+
+
+def image_layouts(inputs: Mapping[str, Any]) -> list[PatchLayout]:
+    """The tiling of every image of a processor's or image processor's output; uniform where the method was `off`.
+
+    Raises:
+        KeyError: the output of a call without images.
+        InvalidLayoutError: layout and grid do not belong together.
+    """
+    if "image_grid_thw" not in inputs:
+        raise KeyError("no 'image_grid_thw' in these inputs; expected the output of a processor call with images")
+    grids = torch.as_tensor(inputs["image_grid_thw"])
+    if LAYOUT_KEY in inputs:
+        return PatchLayout.unpack(torch.as_tensor(inputs[LAYOUT_KEY]), grids)
+    return [PatchLayout.uniform((h, w)) for _, h, w in grids.tolist()]
+
+
+def patch_stats(inputs: Mapping[str, Any], patch_size: int = 14) -> list[dict[str, Any]]:
+    """Per image: `grid` (h, w), `vision_patches`, `patches_by_px` {side in px: count}, `language_tokens`, `retention`.
+
+    Args:
+        inputs: the output of a processor call with images.
+        patch_size: side of a base patch in pixels.
+    """
+    return [
+        {
+            "grid": layout.grid,
+            "vision_patches": layout.num_patches,
+            "patches_by_px": {size * patch_size: count for size, count in layout.patches_by_size.items()},
+            "language_tokens": layout.num_language_tokens,
+            "retention": layout.retention,
+        }
+        for layout in image_layouts(inputs)
+    ]

@@ -1,0 +1,89 @@
+"""The work behind `transformers-apt visualize` and `debug/visualize_patches.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+
+import transformers_apt
+from transformers_apt.visualizer.files import SUMMARY, TableError, visualize_folder, visualize_image
+from transformers_apt.visualizer.names import folder_name, longest_name, readable
+from transformers_apt.visualizer.view import ignored_settings, load_processor, pick_device
+
+EXPECTED = (
+    OSError,
+    ValueError,
+    TypeError,
+    ModuleNotFoundError,
+    HFValidationError,
+    transformers_apt.IncompatibleTransformersError,
+)
+"""What bad input raises: worth one line, not a traceback."""
+
+
+def run(
+    source: Path,
+    output: Path,
+    model: str | None,
+    device: str,
+    given: dict[str, Any],
+    complain: Callable[[str, object], None],
+) -> list[str]:
+    """Draw one image or every image of a folder, and say so.
+
+    Args:
+        source: image file or folder.
+        output: where the images' folders go.
+        model: whose image processor; `None` for upstream's defaults.
+        device: `'auto'`, `'cpu'` or `'cuda'`.
+        given: sizes and settings, `None` where not given.
+        complain: takes a rich tag and a message; prints one line on stderr.
+
+    Returns:
+        What went wrong with a folder's images or its table, already printed.
+    """
+    # print and not typer.echo, which writes UTF-8 where the terminal says that it takes none
+    where = pick_device(device)
+    processor = load_processor(model, **given)
+    notes = ignored_settings(processor.patch_selection_method, given)
+    if not source.is_dir():
+        stats = visualize_image(source, output, processor, where, notes=notes)
+        for note in stats["notes"]:
+            complain("[yellow]note:[/yellow]", note)
+        print(describe(stats))
+        print(readable(f"-> {output / folder_name(source, longest=longest_name(output))}"))
+        return []
+    table_error: TableError | None = None
+    try:
+        found, errors = visualize_folder(source, output, processor, where, notes=notes)
+    except TableError as caught:
+        found, errors, table_error = caught.found, caught.errors, caught
+    for note in dict.fromkeys(note for stats in found for note in stats["notes"]):
+        complain("[yellow]note:[/yellow]", note)
+    for error in errors:
+        complain("[red]error:[/red]", error)
+    for stats in found:
+        print(describe(stats))
+    failed = f", {len(errors)} could not be" if errors else ""
+    if table_error is not None:
+        complain("[red]error:[/red]", table_error)
+        errors = [*errors, str(table_error)]
+    print(readable(f"{len(found)} images drawn{failed} -> {output if table_error else output / SUMMARY}"))
+    return errors
+
+
+def describe(stats: dict[str, Any]) -> str:
+    """One image's `stats.json` in a line."""
+    sides = ", ".join(f"{count} of {side} px" for side, count in stats["patches"]["by_px"].items())
+    target = stats["retention"]["target"]
+    aimed = "" if target is None else f", target {target:.1%}"
+    return (
+        f"{stats['image']}: {stats['original_size']['width']}×{stats['original_size']['height']} px, resized to "
+        f"{stats['resized_size']['width']}×{stats['resized_size']['height']}; {sides}; "
+        f"{stats['patches']['kept']} of {stats['patches']['full']} patches "
+        f"({stats['retention']['actual']:.1%}{aimed}), "
+        f"{stats['language_tokens']['kept']} of {stats['language_tokens']['full']} language tokens"
+    )

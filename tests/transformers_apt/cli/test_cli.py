@@ -1,0 +1,203 @@
+"""The command as a person meets it: what it prints, and the exit code."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import transformers_apt
+from transformers_apt import embedded
+from transformers_apt.cli import comparison
+from transformers_apt.cli.main import app, main
+from transformers_apt.cli.messages import BAD_INPUT
+from transformers_apt.embedded import asking
+from transformers_apt.engine import startup
+
+runner = CliRunner(env={"COLUMNS": "200"})
+
+
+def test_status_on():
+    result = runner.invoke(app, ["status"])
+    assert result.exit_code == 0
+    assert "on" in result.stdout.split("\n")[0]
+    assert importlib.metadata.version("transformers") in result.stdout
+    assert ">=5.18,<6.0" in result.stdout
+    assert "Qwen2VLForConditionalGeneration" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("variable", "reason"),
+    [("0", "TRANSFORMERS_APT=0 switches it off"), ("", "hook is not installed")],
+)
+def test_status_off_says_why(upstream, monkeypatch, variable, reason):
+    monkeypatch.setenv(startup.SWITCH, variable)
+    with upstream():
+        result = runner.invoke(app, ["status"])
+    assert result.exit_code == 1
+    assert "off" in result.stdout and reason in result.stdout
+
+
+def test_status_repeats_the_hooks_reason(upstream):
+    with upstream():
+        transformers_apt.engine.patching.record_failure(ValueError("a test broke it"))
+        result = runner.invoke(app, ["status"])
+    assert result.exit_code == 1
+    assert "ValueError: a test broke it" in result.stdout
+
+
+def test_demo_on_a_checkpoint_and_an_image(folder, half_plain, tmp_path, monkeypatch):
+    few = ({"patch_selection_method": "off"}, {"patch_selection_method": "budget", "alpha": 0.3})
+    monkeypatch.setattr(comparison, "SETTINGS", few)
+    half_plain.save(tmp_path / "photo.png")
+    options = ["--model", str(folder), "--image", str(tmp_path / "photo.png"), "--prompt", "What?", "--repeats", "1"]
+    result = runner.invoke(app, ["demo", *options, "--max-new-tokens", "3", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "224×168 px" in result.stdout
+    assert "random" not in result.stdout
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["off", "(upstream)", "192", "0", "0", "192", "100%", "48"] in lines
+    assert any(line[:2] == ["off", "(upstream)"] and line[3::2] == ["(1.00)"] * 4 for line in lines)
+    assert any(line[:2] == ["budget", "0.3"] and line[6:7] == ["30%"] for line in lines)
+    assert any(line[:2] == ["budget", "0.3"] and len(line) == 10 for line in lines)
+    assert "what the model answers" in result.stdout
+    assert "✓" not in result.stdout and "✗" not in result.stdout, "no one knows what is right here"
+
+
+def test_demo_reads_the_embedded_examples(monkeypatch):
+    budget = {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"}
+    monkeypatch.setattr(comparison, "SETTINGS", ({"patch_selection_method": "off"}, budget))
+    monkeypatch.setattr(comparison, "EXAMPLE_SETTINGS", comparison.SETTINGS)
+    result = runner.invoke(app, ["demo", "--repeats", "1", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    first, *others = embedded.examples()
+    assert f"Right is: {first.answer}" in result.stdout
+    assert "✗" not in result.stdout
+    assert result.stdout.count(f" {first.answer} ✓") == 2
+    assert result.stdout.count("✓") == 2 * (1 + len(others))
+
+
+def test_demo_marks_a_wrong_answer_and_prints_any_answer():
+    assert comparison.judged("12", "12") == "[green]12 ✓[/green]"
+    assert comparison.judged("13", "12") == "[red]13 ✗[/red]"
+    assert comparison.judged("[b]", None) == "\\[b]"
+    assert comparison.judged("a\nb", None) == "'a\\nb'"
+
+
+def test_an_installation_without_its_files_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded, "_FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"model has no config.json; the package brings it along"):
+        embedded.demo_model_path()
+    with pytest.raises(FileNotFoundError, match=r"examples has no questions.jsonl"):
+        embedded.examples()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image", "/nowhere/photo.jpg"], "/nowhere/photo.jpg cannot be read as an image: it does not exist"),
+        (["/nowhere/photo.jpg"], "/nowhere/photo.jpg cannot be read as an image: it does not exist"),
+        (["/nowhere/[red]:smile:.jpg"], "/nowhere/[red]:smile:.jpg cannot be read"),
+        (["/nowhere/" + "x" * 300], "it does not exist; expected an image file"),
+        (["."], ". cannot be read as an image: it is a folder"),
+        (["a.jpg", "--image", "b.jpg"], "expected one image: IMAGE or --image, and not both"),
+        (["a.jpg", "b.jpg"], "Got unexpected extra argument"),
+        (["--colour"], "No such option: --colour"),
+        (["--image", __file__], "cannot be read as an image"),
+        (["--model", "/nowhere/checkpoint"], "/nowhere/checkpoint is not a folder"),
+        (["--dtype", "int8"], "--dtype int8: expected float32"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(options, message):
+    result = runner.invoke(app, ["demo", *options])
+    assert result.exit_code == BAD_INPUT
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["demo", "missing.jpg"], ["demo", "--image", "missing.jpg"], ["demo", "--model", "./missing"]),
+        *(["demo", "--dtype", "int8"], ["visualize", "missing.jpg"], ["visualize", ".", "--model", "/missing"]),
+        ["app", "--model", "~/missing"],
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_slow_is_imported(arguments, tmp_path):
+    script = "import sys\nfrom transformers_apt.cli.main import main\ntry: main()\nfinally: print(*sys.modules)"
+    run = [sys.executable, "-c", script, *arguments]
+    result = subprocess.run(
+        run, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}
+    )
+    assert result.returncode == BAD_INPUT and result.stderr.count("\n") == 1, result.stderr
+    assert "missing" in result.stderr or "int8" in result.stderr
+    assert not {"torch", "transformers", "gradio", "matplotlib"} & set(result.stdout.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["app", "--help"], ["status"]])
+@pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_a_terminal_of_another_encoding(arguments, locale, tmp_path):
+    """`status` and the helps hold characters that it does not know."""
+    environment = {**os.environ, **locale, "PYTHONCOERCECLOCALE": "0"}
+    run = [sys.executable, "-c", "from transformers_apt.cli.main import main; main()", *arguments]
+    result = subprocess.run(run, capture_output=True, env=environment, cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == b"", result.stderr
+    assert result.stdout.isascii() and len(result.stdout) > 100
+
+
+def test_a_photo_whose_name_looks_like_markup(folder, half_plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "SETTINGS", ({"patch_selection_method": "off"},))
+    half_plain.save(tmp_path / "[red]:smile:.png")
+    options = [
+        "--model",
+        str(folder),
+        "--repeats",
+        "1",
+        "--max-new-tokens",
+        "1",
+        "--device",
+        "cpu",
+        "--prompt",
+        "What?",
+    ]
+    result = runner.invoke(app, ["demo", str(tmp_path / "[red]:smile:.png"), *options])
+    assert result.exit_code == 0 and "[red]:smile:.png, 224×168 px" in result.stdout.replace("\n", "")
+
+
+def test_a_phones_photo_is_turned_upright(half_plain, tmp_path):
+    exif = half_plain.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    half_plain.save(tmp_path / "phone.jpg", exif=exif)
+    assert asking.load_photo(tmp_path / "phone.jpg").size == (half_plain.height, half_plain.width)
+
+
+def test_a_checkpoint_below_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    _, processor = asking.load_checkpoint(f"~/{folder.name}", "cpu", "float32")
+    assert type(processor).__name__ == "Qwen2VLProcessor"
+
+
+def test_a_checkpoint_of_another_family_is_refused(folder, monkeypatch):
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda name: object())
+    result = runner.invoke(app, ["demo", "--model", str(folder)])
+    assert result.exit_code == BAD_INPUT
+    assert "adaptive patches need a Qwen2-VL checkpoint" in result.stderr
+
+
+def test_main_is_the_installed_command(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["transformers-apt", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+
+
+def test_labels():
+    assert comparison.label({"patch_selection_method": "off"}) == "off (upstream)"
+    assert comparison.label({"patch_selection_method": "v1"}) == "v1"
+    settings = {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"}
+    assert comparison.label(settings) == "budget 0.3 upsample_mse"
+    settings = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]}
+    assert comparison.label(settings) == "v1 upsample_mse [36, 36]"
