@@ -63,7 +63,13 @@ def unpack(
             f"pixel_values has {num_rows} rows and image_patch_layout {len(image_patch_layout)}, expected "
             "one row per patch in both; pass the two that came from the same processor call"
         )
-    return PatchLayout.unpack(image_patch_layout, image_grid_thw)
+    try:
+        return PatchLayout.unpack(image_patch_layout, image_grid_thw)
+    except InvalidLayoutError as error:  # a reader who never asked for a layout must understand it
+        raise InvalidLayoutError(
+            f"{error}. (The layout is that of transformers-apt's adaptive patches, which "
+            "patch_selection_method='off' turns off.)"
+        ) from None
 
 
 def num_rows(pixel_values: torch.Tensor, vision_config: Any) -> int:
