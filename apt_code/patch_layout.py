@@ -21,7 +21,7 @@ MERGE_SIZE = 2
 
 
 class InvalidLayoutError(ValueError):
-    """A patch layout does not describe a tiling of its grid."""
+    """A patch layout does not describe a tiling of its grid, or of a part of it."""
 
 
 @lru_cache(maxsize=16)
@@ -43,7 +43,7 @@ def corner_sizes_of(masks: Mapping[int, Tensor]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class PatchLayout:
-    """The tiling of one image by square patches of several sizes.
+    """The tiling of one image by square patches of several sizes. Cells may be left out: see `apt_code.dropping`.
 
     Args:
         grid: `(h, w)`, the base grid; both at least 1.
@@ -113,15 +113,19 @@ class PatchLayout:
         return cls.from_corner_sizes_of_batch(corner_sizes_of(masks).cpu())
 
     @classmethod
-    def unpack(cls, packed: Tensor, grids: Tensor | Sequence[Sequence[int]]) -> list[PatchLayout]:
+    def unpack(
+        cls, packed: Tensor, grids: Tensor | Sequence[Sequence[int]], counts: Tensor | Sequence[int] | None = None
+    ) -> list[PatchLayout]:
         """Cut the concatenated layouts of several images at their image boundaries, and check each one.
 
         Args:
             packed: `(num_patches, 3)` int64, the layouts of all images one after the other.
             grids: `(num_images, 2)` rows `(h, w)`, or `(num_images, 3)` rows `(1, h, w)` as `image_grid_thw`.
+            counts: patches of each image. With them, cells may be left out; without, the layouts tile their grids,
+                and are cut by area.
 
         Raises:
-            InvalidLayoutError: the layouts do not tile these grids exactly, in canonical order.
+            InvalidLayoutError: the layouts do not fit these grids, in canonical order.
         """
         # The layout is a few kilobytes: one copy to the host is cheaper than deriving anything on a device.
         packed = packed.detach().cpu()
@@ -144,6 +148,8 @@ class PatchLayout:
                 f"fits none of the image grids {shapes}; "
                 "pass the `image_patch_layout` and `image_grid_thw` of the same processor call"
             )
+        if counts is not None:
+            return cls._cut(packed, shapes, [int(count) for count in counts])
         covered = (sizes**2).cumsum(0)
         total = int(covered[-1]) if len(covered) else 0
         if total != int(areas.sum()):
@@ -158,11 +164,26 @@ class PatchLayout:
             layout.validate()
         return layouts
 
+    @classmethod
+    def _cut(cls, packed: Tensor, shapes: Sequence[tuple[int, int]], counts: Sequence[int]) -> list[PatchLayout]:
+        if len(counts) != len(shapes) or min(counts, default=1) < 1 or sum(counts) != len(packed):
+            raise InvalidLayoutError(
+                f"image_patch_counts {list(counts)} for {len(shapes)} image grid(s) and {len(packed)} patches: expected "
+                "a count of at least 1 for each image, and all patches together; pass what the processor returned"
+            )
+        layouts = [cls(*part) for part in zip(shapes, packed.split(list(counts)), strict=True)]
+        for layout in layouts:
+            layout.validate(whole=False)
+        return layouts
+
     @staticmethod
-    def language_tokens_per_image(packed: Tensor, grids: Tensor) -> list[int]:
+    def language_tokens_per_image(packed: Tensor, grids: Tensor, counts: Tensor | None = None) -> list[int]:
         """Language tokens of each image of a packed layout, without unpacking (and checking) it; see `unpack`."""
         sizes = packed[:, 2]
-        ends = torch.searchsorted((sizes**2).cumsum(0), grids[:, -2:].prod(1).cumsum(0)) + 1
+        if counts is None:
+            ends = torch.searchsorted((sizes**2).cumsum(0), grids[:, -2:].prod(1).cumsum(0)) + 1
+        else:
+            ends = counts.cumsum(0)
         quarter_tokens = F.pad(torch.where(sizes == 1, 1, MERGE_SIZE**2).cumsum(0), (1, 0))
         return (quarter_tokens[ends].diff(prepend=quarter_tokens[:1]) // MERGE_SIZE**2).tolist()
 
@@ -202,6 +223,12 @@ class PatchLayout:
         """Tokens in the language model: one per four base patches of a cell, one per coarser patch (on even grids)."""
         small = self.patches_by_size.get(1, 0)
         return self.num_patches - small + small // MERGE_SIZE**2
+
+    @cached_property
+    def dropped_cells(self) -> int:
+        """Merge cells that are left out: no patch covers them."""
+        covered = sum(size * size * count for size, count in self.patches_by_size.items())
+        return (self.grid[0] * self.grid[1] - covered) // MERGE_SIZE**2
 
     @property
     def retention(self) -> float:
@@ -281,8 +308,12 @@ class PatchLayout:
 
     # ---------------------------------------------------------------- trust
 
-    def validate(self) -> None:
-        """Check that the patches tile the grid exactly, aligned to their size and in canonical order.
+    def validate(self, whole: bool = True) -> None:
+        """Check that the patches tile the grid, aligned to their size and in canonical order.
+
+        Args:
+            whole: every base cell is covered exactly once. If not, at most once: the base patches of a merge cell stay
+                together, and the first merge cell is there.
 
         Raises:
             InvalidLayoutError: naming the first patch that is wrong, and what was expected.
@@ -302,13 +333,27 @@ class PatchLayout:
         covered = torch.zeros(h * w, dtype=torch.int64, device=self.patches.device)
         if len(self):
             covered = torch.bincount(self._covered_cells()[1], minlength=h * w)
-        wrong = (covered != 1).nonzero()
+        wrong = (covered != 1 if whole else self._uneven(covered)).nonzero()
         if len(wrong):
             row, col = divmod(int(wrong[0]), w)
+            expected = (
+                "once" if whole else "once, or not at all with its whole merge cell (the first one has to be there)"
+            )
             raise InvalidLayoutError(
                 f"base cell ({row}, {col}) of the {h}×{w} grid is covered {int(covered[wrong[0]])} times, expected "
-                "once; use the `image_patch_layout` that the processor returned for this image"
+                f"{expected}; use the `image_patch_layout` that the processor returned for this image"
             )
+
+    def _uneven(self, covered: Tensor) -> Tensor:
+        """`(h · w,)` bool: base cells that a partial tiling may not cover so often."""
+        h, w = self.grid
+        cells = F.pad(covered.view(h, w), (0, w % MERGE_SIZE, 0, h % MERGE_SIZE), value=-1)
+        cells = rearrange(cells, "(hm a) (wm b) -> hm wm (a b)", a=MERGE_SIZE, b=MERGE_SIZE)
+        there = (cells == 1).any(-1, keepdim=True)
+        there[0, 0] = True
+        wrong = torch.where(there, cells != 1, cells > 0) & (cells >= 0)
+        wrong = rearrange(wrong, "hm wm (a b) -> (hm a) (wm b)", a=MERGE_SIZE, b=MERGE_SIZE)
+        return wrong[:h, :w].flatten()
 
     def _refuse(self, wrong: Tensor, why: str) -> None:
         if bool(wrong.any()):
