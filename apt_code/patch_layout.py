@@ -168,8 +168,9 @@ class PatchLayout:
     def _cut(cls, packed: Tensor, shapes: Sequence[tuple[int, int]], counts: Sequence[int]) -> list[PatchLayout]:
         if len(counts) != len(shapes) or min(counts, default=1) < 1 or sum(counts) != len(packed):
             raise InvalidLayoutError(
-                f"image_patch_counts {list(counts)} for {len(shapes)} image grid(s) and {len(packed)} patches: expected "
-                "a count of at least 1 for each image, and all patches together; pass what the processor returned"
+                f"image_patch_counts {list(counts)} for {len(shapes)} image grid(s) and {len(packed)} patches: "
+                "expected a count of at least 1 for each image, and all patches together; pass what the processor "
+                "returned"
             )
         layouts = [cls(*part) for part in zip(shapes, packed.split(list(counts)), strict=True)]
         for layout in layouts:
@@ -336,9 +337,9 @@ class PatchLayout:
         wrong = (covered != 1 if whole else self._uneven(covered)).nonzero()
         if len(wrong):
             row, col = divmod(int(wrong[0]), w)
-            expected = (
-                "once" if whole else "once, or not at all with its whole merge cell (the first one has to be there)"
-            )
+            expected = "once"
+            if not whole:
+                expected += ", or not at all with its whole merge cell (the first one has to be there)"
             raise InvalidLayoutError(
                 f"base cell ({row}, {col}) of the {h}×{w} grid is covered {int(covered[wrong[0]])} times, expected "
                 f"{expected}; use the `image_patch_layout` that the processor returned for this image"

@@ -182,8 +182,9 @@ def test_partial_layouts_travel_with_their_counts():
     assert [a.patches.tolist() for a in again] == [b.patches.tolist() for b in layouts]
     tokens = PatchLayout.language_tokens_per_image(packed, torch.tensor(grids), counts)
     assert tokens == [layout.num_language_tokens for layout in layouts]
+    assert sum(layout.dropped_cells for layout in layouts) > 5
     for layout in layouts:
-        assert layout.dropped_cells == int((layout.owner == -1).sum()) // 4 > 0
+        assert layout.dropped_cells == int((layout.owner == -1).sum()) // 4
         assert len(layout.language_cells) == layout.num_language_tokens == len(layout.merger_index) // 4
 
 
