@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -138,11 +139,17 @@ class Selection:
 
 def named_arguments(upstream: Callable[..., Any], self: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A `_preprocess` call's arguments by name; a subclass may pass them by position, as upstream allows."""
-    if not args:
-        return dict(kwargs)
-    arguments = inspect.signature(upstream).bind_partial(self, *args, **kwargs).arguments
-    arguments.pop("self")
-    return {**arguments, **arguments.pop("kwargs", {})}
+    names = _parameters(upstream)
+    if len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
+        upstream(self, *args, **kwargs)  # says what is wrong
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+@lru_cache(maxsize=16)
+def _parameters(upstream: Callable[..., Any]) -> tuple[str, ...]:
+    """What can be passed by position, in order; looked up once, because it takes longer than a small image."""
+    parameters = list(inspect.signature(upstream).parameters.values())[1:]
+    return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
 
 
 def preprocess(
