@@ -1,10 +1,13 @@
-"""The vision tower on mixed-scale patches, against slow loops over upstream's own modules."""
+"""The vision towers on mixed-scale patches, against slow loops over upstream's own modules."""
 
 import pytest
 import torch
 from transformers import AttentionInterface
 
 from apt_code import PatchLayout
+from tests.transformers_apt.models.slow_towers import slow_tower, window_of
+
+pytestmark = pytest.mark.every_family
 
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
@@ -27,61 +30,31 @@ def features(model, batch, **options):
         return model.get_image_features(**batch, return_dict=True, **options)
 
 
-def rotated(vector, position, inv_freq):
-    """One head's query or key, turned by hand: channel pairs (i, i + half), row angles first, then column angles."""
-    angles = torch.cat([position[0] * inv_freq, position[1] * inv_freq])
-    half = len(vector) // 2
-    first, second = vector[:half], vector[half:]
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([first * cos - second * sin, second * cos + first * sin])
+def close(found, expected):
+    """The rotary angles are float32 in upstream, and so is a coordinate in the table of positions."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def slow_tower(visual, rows, layout):
-    """One image, one patch, one head at a time; only the linear layers and norms are upstream's."""
-    hidden = visual.patch_embed(rows)
-    head_dim = visual.config.embed_dim // visual.config.num_heads
-    inv_freq = 1.0 / 10000.0 ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float64) / (head_dim // 2))
-    places = [(row + (size - 1) / 2, col + (size - 1) / 2) for row, col, size in layout.patches.tolist()]
-    for block in visual.blocks:
-        normed = block.norm1(hidden)
-        query, key, value = block.attn.qkv(normed).view(len(rows), 3, visual.config.num_heads, head_dim).unbind(1)
-        mixed = torch.zeros_like(query)
-        for head in range(visual.config.num_heads):
-            turned = [
-                torch.stack(
-                    [rotated(vector[head], place, inv_freq) for vector, place in zip(part, places, strict=True)]
-                )
-                for part in (query, key)
-            ]
-            weights = torch.softmax(turned[0] @ turned[1].T * head_dim**-0.5, dim=-1)
-            mixed[:, head] = weights @ value[:, head]
-        hidden = hidden + block.attn.proj(mixed.flatten(1))
-        hidden = hidden + block.mlp(block.norm2(hidden))
-    tokens, index = [], 0
-    while index < len(rows):
-        if layout.patches[index, 2] == 1:
-            four, index = [index, index + 1, index + 2, index + 3], index + 4
-        else:
-            four, index = [index] * 4, index + 1
-        tokens.append(visual.merger.mlp(visual.merger.ln_q(hidden[four]).flatten()))
-    return hidden, torch.stack(tokens)
-
-
-def test_against_slow_loops(load_model, batch):
+@pytest.mark.every_family(moe=True)
+def test_against_slow_loops(family, load_model, batch):
     model = load_model(dtype=torch.float64)
+    visual = model.model.visual
+    if "qwen3_vl" in family:  # a block's number is not its merger's
+        visual.deepstack_visual_indexes = [1]
     found = features(model, batch)
     layouts = layouts_of(batch)
     rows = batch["pixel_values"].double().split([layout.num_patches for layout in layouts])
     with torch.no_grad():
-        expected = [slow_tower(model.model.visual, *image) for image in zip(rows, layouts, strict=True)]
-    # the rotary angles are float32 in upstream
-    torch.testing.assert_close(
-        found.last_hidden_state, torch.cat([hidden for hidden, _ in expected]), rtol=1e-4, atol=1e-4
-    )
+        expected = [slow_tower(family, visual, *image) for image in zip(rows, layouts, strict=True)]
+    close(found.last_hidden_state, torch.cat([hidden for hidden, _, _ in expected]))
     assert len(found.pooler_output) == len(layouts)
-    for tokens, layout, (_, wanted) in zip(found.pooler_output, layouts, expected, strict=True):
+    for tokens, layout, (_, wanted, _) in zip(found.pooler_output, layouts, expected, strict=True):
         assert len(tokens) == layout.num_language_tokens
-        torch.testing.assert_close(tokens, wanted, rtol=1e-4, atol=1e-4)
+        close(tokens, wanted)
+    if "qwen3_vl" in family:
+        (deep,) = found.deepstack_features
+        for tokens, (_, _, (wanted,)) in zip(deep, expected, strict=True):
+            close(tokens, wanted)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -97,6 +70,7 @@ def test_images_are_separate_attention_segments(attention, load_model, batch):
 
 
 def test_a_patch_sees_its_whole_image(load_model, batch):
+    """In Qwen2.5-VL by its one block of full attention."""
     model = load_model()
     before = features(model, batch).last_hidden_state
     changed = batch["pixel_values"].clone()
@@ -106,9 +80,41 @@ def test_a_patch_sees_its_whole_image(load_model, batch):
     assert bool((before[:end] != after[:end]).any(dim=1).all())
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], scope="session")
+def test_in_blocks_with_windows_a_patch_sees_its_window(load_model, batch):
+    """And nothing else: with windows in every block, one changed patch changes the tokens of its window."""
+    model = load_model()
+    model.model.visual.fullatt_block_indexes = []
+    patches, tokens = [], []
+    for image, layout in enumerate(layouts_of(batch)):
+        windows = [(image, *window_of(patch, 14)) for patch in layout.patches.tolist()]
+        patches += windows
+        tokens += [windows[index] for index in layout.merger_index[::4].tolist()]
+    assert len(set(patches)) > 8
+    before = torch.cat(features(model, batch).pooler_output)
+    for window in sorted(set(patches)):
+        changed = batch["pixel_values"].clone()
+        changed[patches.index(window)] += 1.0
+        after = torch.cat(features(model, {**batch, "pixel_values": changed}).pooler_output)
+        assert (before != after).any(dim=1).tolist() == [other == window for other in tokens]
+
+
+def segments_of(model, block, batch):
+    """The lengths of a block's attention segments, in the order of upstream's tower."""
+    layouts = layouts_of(batch)
+    full = getattr(model.config.vision_config, "fullatt_block_indexes", None)
+    if full is None or block in full:
+        return [layout.num_patches for layout in layouts]
+    lengths = []
+    for layout in layouts:
+        windows = [window_of(patch, 14) for patch in layout.patches.tolist()]
+        lengths += [windows.count(window) for window in sorted(set(windows))]
+    return lengths
+
+
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_fake"])
-def test_flash_attention_gets_the_image_boundaries(name, load_model, batch, monkeypatch):
-    """FlashAttention takes all images as one sequence and is told where each begins."""
+def test_flash_attention_gets_the_boundaries(name, load_model, batch, monkeypatch):
+    """FlashAttention takes all images as one sequence and is told where each of them (or each window) begins."""
     calls = []
 
     def flash(module, query, key, value, attention_mask, **kwargs):
@@ -125,9 +131,9 @@ def test_flash_attention_gets_the_image_boundaries(name, load_model, batch, monk
     expected = features(model, batch)
     model.model.visual.config._attn_implementation_internal = name
     found = features(model, batch)
-    counts = [layout.num_patches for layout in layouts_of(batch)]
     assert len(calls) == len(model.model.visual.blocks)
-    for call in calls:
+    for number, call in enumerate(calls):
+        counts = segments_of(model, number, batch)
         assert call["cu_seq_lens_q"].tolist() == call["cu_seq_lens_k"].tolist() == [0, *torch.tensor(counts).cumsum(0)]
         assert call["cu_seq_lens_q"].dtype == torch.int32
         assert int(call["max_length_q"]) == int(call["max_length_k"]) == max(counts)
@@ -158,3 +164,36 @@ def test_a_tuple_on_demand(load_model, batch):
     expected = features(model, batch)
     assert torch.equal(hidden, expected.last_hidden_state)
     assert all(torch.equal(*pair) for pair in zip(tokens, expected.pooler_output, strict=True))
+
+
+# ---------------------------------------------------------------- DeepStack
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"], scope="session")
+def test_deepstack_features_reach_the_early_layers(load_model, inputs):
+    """One feature for each placeholder, at its place."""
+    model, seen = load_model(), []
+    model.model.language_model.register_forward_pre_hook(lambda *call: seen.append(call[2]), with_kwargs=True)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    visual = {name: inputs[name] for name in ("pixel_values", "image_grid_thw", "image_patch_layout")}
+    (images,) = features(model, visual).deepstack_features
+    assert torch.equal(seen[0]["visual_pos_masks"], inputs["mm_token_type_ids"] == 1)
+    assert all(map(torch.equal, seen[0]["deepstack_visual_embeds"], [torch.cat(images)]))
+    with torch.no_grad():
+        for merger in model.model.visual.deepstack_merger_list:
+            merger.linear_fc2.weight.zero_(), merger.linear_fc2.bias.zero_()
+        assert not torch.allclose(model(**inputs).logits, logits, atol=1e-3), "they are not read"
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"], scope="session")
+@pytest.mark.parametrize("settings", [{"patch_selection_method": "off"}, {**BUDGET, "alpha": 1.0}], ids=["off", "1.0"])
+def test_deepstack_features_of_everything_are_upstreams(settings, load_model, processor, photos, upstream):
+    def deep(model, **settings):
+        return features(model, processor(images=photos, return_tensors="pt", **settings)).deepstack_features
+
+    with upstream():
+        expected = deep(load_model())
+    for found, wanted in zip(deep(load_model(), **settings), expected, strict=True):
+        parts = [torch.cat(list(part)) for part in (found, wanted)]  # one tensor per image, or one of all
+        assert torch.equal(*parts)
