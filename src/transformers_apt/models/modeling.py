@@ -143,8 +143,20 @@ class ForConditionalGeneration(Overlay):
 
     - `forward` names `image_patch_layout`, which `generate` demands of every input, and passes it on;
     - `_validate_model_kwargs` takes it also where somebody's own `forward` does not name it, but takes `**kwargs`;
-    - `_prepare_position_ids_for_generation`, where `generate` still has all inputs, refuses a layout without pixels.
+    - `_prepare_position_ids_for_generation`, where `generate` still has all inputs, refuses a layout without pixels;
+    - `_expand_inputs_for_generation` repeats a layout image by image, as the grids are, and not row by row.
     """
+
+    @overrides("expand_size")
+    def _expand_inputs_for_generation(
+        upstream: Any, self: Any, expand_size: int = 1, *args: Any, **model_kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        layout, grids = model_kwargs.pop(LAYOUT_KEY, None), model_kwargs.get("image_grid_thw")
+        input_ids, expanded = upstream(self, expand_size, *args, **model_kwargs)
+        if layout is not None:
+            images = [layout] if expand_size == 1 else [image.patches for image in unpack(layout, grids)]
+            expanded[LAYOUT_KEY] = torch.cat([image.repeat(expand_size, 1) for image in images])
+        return input_ids, expanded
 
     @overrides("model_kwargs")
     def _validate_model_kwargs(upstream: Any, self: Any, model_kwargs: dict[str, Any]) -> None:

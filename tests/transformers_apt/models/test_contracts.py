@@ -300,6 +300,18 @@ def test_generate_validates_its_arguments_in_one_place(model, stock_inputs, hear
 
 
 @pytest.mark.every_family
+@relies_on("ForConditionalGeneration._expand_inputs_for_generation")
+def test_inputs_are_expanded_row_by_row(model, stock_inputs, heard):
+    calls = heard(type(model), "_expand_inputs_for_generation")
+    with torch.no_grad():
+        model.generate(**stock_inputs, max_new_tokens=2, num_beams=2)
+    assert calls[0]["expand_size"] == 2, "the size is no longer passed by name"
+    assert "image_grid_thw" in calls[0]["model_kwargs"], "the grids are no longer there to go by"
+    _, expanded = model._expand_inputs_for_generation(2, image_grid_thw=torch.tensor([[1, 2, 4], [1, 4, 6]]))
+    assert expanded["image_grid_thw"].tolist() == [[1, 2, 4]] * 2 + [[1, 4, 6]] * 2, "grids are repeated otherwise"
+
+
+@pytest.mark.every_family
 @relies_on("ForConditionalGeneration._prepare_position_ids_for_generation")
 def test_generate_prepares_positions_while_it_has_all_inputs(model, stock_inputs, heard):
     calls = heard(type(model), "_prepare_position_ids_for_generation")

@@ -109,6 +109,13 @@ def test_rows_of_a_padded_batch_are_independent(model, processor, prompt, half_p
     assert torch.equal(generate(model, alone)[:, -6:], generate(model, batch)[:1, -6:])
 
 
+@pytest.fixture
+def expands_inputs(family):
+    if family == "qwen3_5" and Version(transformers_version) < Version("5.23"):
+        pytest.skip("this transformers mixes up the sequences of Qwen3.5's hybrid model, also at full resolution")
+
+
+@pytest.mark.usefixtures("expands_inputs")
 def test_beam_search(model, one_image_each):
     """Beams expand the images' features: their scores are the likelihoods that a forward gives."""
     batch = one_image_each
@@ -127,6 +134,7 @@ def test_beam_search(model, one_image_each):
     assert not torch.equal(several[0], several[1])
 
 
+@pytest.mark.usefixtures("expands_inputs")
 def test_sampling_several_sequences(model, one_image_each):
     batch = one_image_each
 
