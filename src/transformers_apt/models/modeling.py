@@ -151,11 +151,11 @@ class ForConditionalGeneration(Overlay):
     def _expand_inputs_for_generation(
         upstream: Any, self: Any, expand_size: int = 1, *args: Any, **model_kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        layout, grids = model_kwargs.pop(LAYOUT_KEY, None), model_kwargs.get("image_grid_thw")
+        layout, grids = model_kwargs.get(LAYOUT_KEY), model_kwargs.get("image_grid_thw")
         input_ids, expanded = upstream(self, expand_size, *args, **model_kwargs)
-        if layout is not None:
-            images = [layout] if expand_size == 1 else [image.patches for image in unpack(layout, grids)]
-            expanded[LAYOUT_KEY] = torch.cat([image.repeat(expand_size, 1) for image in images])
+        if layout is not None and grids is not None:  # else the images are encoded, and nobody looks at layouts again
+            images = [image.patches.repeat(expand_size, 1) for image in unpack(layout, grids)]
+            expanded[LAYOUT_KEY] = torch.cat(images)
         return input_ids, expanded
 
     @overrides("model_kwargs")

@@ -306,7 +306,6 @@ def test_inputs_are_expanded_row_by_row(model, stock_inputs, heard):
     with torch.no_grad():
         model.generate(**stock_inputs, max_new_tokens=2, num_beams=2)
     assert calls[0]["expand_size"] == 2, "the size is no longer passed by name"
-    assert "image_grid_thw" in calls[0]["model_kwargs"], "the grids are no longer there to go by"
     _, expanded = model._expand_inputs_for_generation(2, image_grid_thw=torch.tensor([[1, 2, 4], [1, 4, 6]]))
     assert expanded["image_grid_thw"].tolist() == [[1, 2, 4]] * 2 + [[1, 4, 6]] * 2, "grids are repeated otherwise"
 
