@@ -31,6 +31,7 @@ def test_image_processor_under_another_default_device(backend, settings, half_pl
     assert torch.equal(inside["image_patch_layout"], after["image_patch_layout"])
 
 
+@pytest.mark.every_family
 def test_model_under_another_default_device(model, inputs):
     expected = model(**inputs).logits
     model.model.rope_deltas = None
@@ -50,6 +51,7 @@ def test_image_processor_under_another_default_dtype(backend, dtype, default_dty
     assert torch.equal(again["pixel_values"], expected["pixel_values"])
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("images_kwargs", [{"patch_selection_method": "off"}, METHODS[1]], ids=["off", "joint"])
 def test_pixels_of_any_shape_that_the_tower_takes_for_rows(model, processor, prompt, half_plain, images_kwargs):
     batch = processor(images=half_plain, text=prompt(), return_tensors="pt", images_kwargs=images_kwargs)

@@ -45,8 +45,7 @@ def mixed_scale_forward(
     `hidden_states (n, c·t·p·p)` -> `last_hidden_state (n, d)`, `pooler_output (t, hidden_size)`
     """
     order, lengths = windows_of(sequence.layouts, self.window_size // self.patch_size)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).to(sequence.device)
-    order = order.to(sequence.device)
+    place, order = order.argsort().to(sequence.device), order.to(sequence.device)
     hidden_states = self.patch_embed(hidden_states)[order]
     position_embeddings = self.rotary_pos_emb(hidden_states, sequence.centres[order])
     windows, images = sequence.segments(lengths, self.config), sequence.images(self.config)
