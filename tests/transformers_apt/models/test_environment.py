@@ -45,6 +45,7 @@ def test_it_stands_between_the_attributes_and_the_default(backend, half_plain, e
     assert torch.equal(layout(backend()), v1), "null says nothing"
 
 
+@pytest.mark.every_family
 def test_it_reaches_owned_image_processors_and_whole_processors(processor, prompt, half_plain, environment):
     assert "image_patch_layout" not in processor.image_processor(images=half_plain)
     environment(BUDGET)

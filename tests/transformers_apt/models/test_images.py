@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
-from apt_code import PatchLayout, patch_packing
+from apt_code import patch_packing
+from tests.transformers_apt.models.references import layouts_of, naive_rows
 
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
@@ -18,26 +19,6 @@ both_backends = pytest.mark.parametrize("backend", BACKENDS)
 every_method = pytest.mark.parametrize(
     "settings", [{}, {"patch_selection_method": "v2", "alpha": 0.5}, BUDGET], ids=["v1", "v2", "budget"]
 )
-
-
-def layouts_of(output):
-    return PatchLayout.unpack(output["image_patch_layout"], output["image_grid_thw"])
-
-
-def naive_rows(image, layout, image_processor):
-    """What the rows of `pixel_values` are by definition, in float64 and one pixel at a time."""
-    pixels = np.asarray(image, dtype=np.float64)
-    mean, std = np.array(image_processor.image_mean), np.array(image_processor.image_std)
-    rows = []
-    for row, col, size in layout.patches.tolist():
-        patch = np.zeros((3, 2, 14, 14))
-        for y in range(14):
-            for x in range(14):
-                top, left = row * 14 + y * size, col * 14 + x * size
-                average = pixels[top : top + size, left : left + size].mean(axis=(0, 1))
-                patch[:, :, y, x] = ((average / 255 - mean) / std)[:, None]
-        rows.append(patch.reshape(-1))
-    return torch.tensor(np.stack(rows))
 
 
 @every_method
@@ -185,10 +166,11 @@ def test_return_tensors(backend, half_plain):
     assert all(np.array_equal(layout, layouts[0]) for layout in layouts)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("settings", [OFF, {}, BUDGET, {"patch_selection_method": "v2", "alpha": 9.0}], ids=str)
 @both_backends
-def test_number_of_patches_is_exact_or_an_upper_bound(backend, settings, processor, photos, prompt):
-    processor.image_processor = backend(**settings)
+def test_number_of_patches_is_exact_or_an_upper_bound(backend, settings, folder, processor, photos, prompt):
+    processor.image_processor = backend.from_pretrained(folder, **settings)
     sizes = [(photo.height, photo.width) for photo in photos]
     counted = [processor.image_processor.get_number_of_image_patches(*size) for size in sizes]
     data = processor._get_num_multimodal_tokens(image_sizes=sizes)
@@ -202,6 +184,7 @@ def test_number_of_patches_is_exact_or_an_upper_bound(backend, settings, process
             assert found[0] <= patches and found[1] <= tokens
 
 
+@pytest.mark.every_family
 def test_placeholders_follow_the_tiling(processor, prompt, photos, half_plain):
     """Several images in a prompt, several prompts in a batch, left padding, and any way of nesting the images."""
     images = [photos[0], half_plain, photos[2]]
@@ -220,28 +203,36 @@ def test_placeholders_follow_the_tiling(processor, prompt, photos, half_plain):
         assert torch.equal(nested[name], value)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("tensors", [None, "np", "pt"])
 @both_backends
-def test_placeholders_whatever_the_tensors(backend, tensors, processor, prompt, half_plain):
-    processor.image_processor = backend(**BUDGET)
+def test_placeholders_whatever_the_tensors(backend, tensors, folder, processor, prompt, half_plain):
+    processor.image_processor = backend.from_pretrained(folder, **BUDGET)
     batch = processor(images=half_plain, text=prompt(), return_tensors=tensors)
     tokens = layouts_of(processor(images=half_plain, return_tensors="pt"))[0].num_language_tokens
     assert int((np.asarray(batch["input_ids"]) == processor.image_token_id).sum()) == tokens
 
 
+@pytest.mark.every_family
 def test_without_text(processor, half_plain):
     batch = processor(images=half_plain, return_tensors="pt", **BUDGET)
     assert set(batch) == {"pixel_values", "image_grid_thw", "image_patch_layout"}
 
 
-def test_model_input_names(processor, prompt, half_plain, upstream):
+@pytest.mark.every_family
+def test_model_input_names(family, processor, prompt, half_plain, upstream):
+    """Before a call, what one would return; afterwards, what this one did."""
     with upstream():
         names = processor.model_input_names
+    assert processor.model_input_names == [*names, *(["image_patch_layout"] if family == "qwen2_vl" else [])]
+    batch = processor(images=half_plain, text=prompt(), images_kwargs=BUDGET)
     assert processor.model_input_names == [*names, "image_patch_layout"]
-    batch = processor(images=half_plain, text=prompt(), **BUDGET)
     assert set(batch) <= set(processor.model_input_names)
+    processor(images=half_plain, text=prompt(), images_kwargs=OFF)
+    assert processor.model_input_names == names
 
 
+@pytest.mark.every_family
 def test_images_beside_videos(processor, prompt, photos, half_plain, upstream):
     frames = np.stack([np.asarray(photos[0].rotate(angle)) for angle in (0, 10, 20, 30)])
     call = {"images": [half_plain], "videos": [frames], "text": prompt(1, 1), "return_tensors": "pt"}

@@ -9,6 +9,8 @@ import torch
 from apt_code import InvalidLayoutError
 from transformers_apt.models.upstream import CACHE_NAMES, cache_in
 
+pytestmark = pytest.mark.every_family
+
 LOST = r"image_grid_thw .*there is no image_patch_layout"
 HELP = ("transformers-apt", "patch_selection_method='off'", "TRANSFORMERS_APT=0")
 

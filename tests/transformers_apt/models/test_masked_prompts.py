@@ -52,6 +52,7 @@ def test_padding_changes_nothing_whatever_it_is_marked_as(rope, hidden, side, ty
     assert torch.equal(seen, expected) and torch.equal(delta, expected_delta)
 
 
+@pytest.mark.every_family
 def test_rows_that_end_in_an_image_at_different_places(rope):
     """By hand: the image at 2 is one token, and the next one stands at 4, whatever the row was filled up with."""
     rows = [ENDS_IN_ONE + [TEXT] * 2, [TEXT] * 2 + ENDS_IN_ONE, ENDS_IN_ONE + [IMAGE] * 2, [IMAGE] * 2 + ENDS_IN_ONE]
@@ -62,6 +63,7 @@ def test_rows_that_end_in_an_image_at_different_places(rope):
         assert positions[:, row, torch.tensor(mask).bool()].tolist() == [[0, 1, 2]] * 3
 
 
+@pytest.mark.every_family
 def test_each_row_has_its_own_image_behind_hidden_ones(rope):
     """A row whose filling looks like an image must not take the next row's layout."""
     rows = [[IMAGE, TEXT, TEXT, IMAGE, TEXT], [TEXT, *[IMAGE] * 3, IMAGE]]
@@ -72,6 +74,7 @@ def test_each_row_has_its_own_image_behind_hidden_ones(rope):
     assert deltas.tolist() == [[3 - 2], [4 - 4]]
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("hidden", [1, 2, 3])
 def test_hidden_placeholders_are_missing_ones(rope, hidden):
     """The layout has three language tokens; those that the mask hides are not there to take them."""
@@ -80,12 +83,14 @@ def test_hidden_placeholders_are_missing_ones(rope, hidden):
         rope([[TEXT, IMAGE, IMAGE, IMAGE, TEXT]], mask, [GRID], LAYOUT)
 
 
+@pytest.mark.every_family
 def test_hidden_placeholders_cannot_stand_in_for_missing_ones(rope):
     """Counted with the hidden one, the placeholders would be right."""
     with pytest.raises(InvalidLayoutError, match=r"has 2 image placeholders .* makes 3 language tokens"):
         rope([[IMAGE, TEXT, IMAGE, IMAGE, TEXT]], [[0, 1, 1, 1, 1]], [GRID], LAYOUT)
 
 
+@pytest.mark.every_family
 def test_the_whole_model_goes_on_behind_right_padding_as_without_it(model, processor, half_plain):
     """The next token, decoded by hand after a prompt that ends in an image, stands where it would without padding."""
     settings = {"patch_selection_method": "budget", "alpha": 0.3}
@@ -114,6 +119,7 @@ def orders(layout):
             yield order
 
 
+@pytest.mark.every_family
 def test_a_layout_in_any_other_order_is_refused(rope):
     """It tiles the grid all the same, so nothing but the order says that each token would stand at another's place."""
     for order in orders(LAYOUT):
@@ -123,6 +129,7 @@ def test_a_layout_in_any_other_order_is_refused(rope):
         rope([[TEXT, *[IMAGE] * 3]], [[1] * 4], [GRID], LAYOUT[::-1])
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("way", ["forward", "generate"])
 def test_pixels_and_layout_in_another_order_together_are_refused(model, inputs, way):
     """Row by row they still belong together, and every count is right."""
@@ -133,6 +140,7 @@ def test_pixels_and_layout_in_another_order_together_are_refused(model, inputs, 
             (model if way == "forward" else model.generate)(**shuffled)
 
 
+@pytest.mark.every_family
 def test_images_in_another_order_than_their_grids_are_refused(rope):
     with pytest.raises(InvalidLayoutError):
         rope([[IMAGE, TEXT, *[IMAGE] * 3]], [[1] * 5], [ONE_GRID, GRID], LAYOUT + ONE_LAYOUT)
