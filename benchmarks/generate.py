@@ -3,8 +3,10 @@
     python -m benchmarks.generate --size 2b --size 7b --device cuda --dtype bfloat16 --batch 1 --batch 4 --batch 16
     python -m benchmarks.generate --model Qwen/Qwen2-VL-2B-Instruct --device cuda --dtype bfloat16 --image photo.jpg
 
-Without `--model`, the shapes of the real checkpoints with random weights, which cost the same time as trained ones;
-`small` is for a CPU.
+    python -m benchmarks.generate --family qwen3_vl --size 8b --device cuda --dtype bfloat16
+
+Without `--model`, the shapes of the published checkpoints with random weights, which cost the same time as trained
+ones; `small` is for a CPU.
 """
 
 from __future__ import annotations
@@ -20,76 +22,26 @@ from typing import Annotated, Any
 import torch
 import typer
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.utils import logging
 
 import transformers_apt
-from benchmarks.measuring import budgets, hardware, photo, report, synchronise, take_turns
+from benchmarks.measuring import budgets, hardware, photo, report, synchronise, take_turns, unlimited
+from benchmarks.random_models import SMALL, config_of, random_model, sizes_of
 from transformers_apt import patch_stats
+from transformers_apt.embedded.asking import load_checkpoint
 from transformers_apt.embedded.tiny_checkpoint import build_processor
-from transformers_apt.models.flops import QWEN2_VL, Shape
+from transformers_apt.models.flops import PUBLISHED
 
 IMAGES = {"1080p": (1920, 1080), "4 MP": (2632, 1456), "512": (512, 512)}
 STAGES = ("decode", "preprocess", "transfer", "tower", "first token")
 PROMPT = "Describe this image in one sentence."
 
-SHAPES: dict[str, Shape] = {
-    "small": Shape(
-        hidden_size=512, intermediate_size=1408, layers=4, heads=8, kv_heads=2, vocab_size=0, tower_depth=2
-    ),
-    **QWEN2_VL,
-}
-"""Qwen2-VL's published shapes, and a small one with the tokenizer's own vocabulary."""
-
-
-def random_model(size: str, processor: Any, device: str, dtype: str) -> Any:
-    """A Qwen2-VL of a published shape with random weights and `processor`'s vocabulary."""
-    shape = SHAPES[size]
-    head = shape.hidden_size // shape.heads
-    tokenizer = processor.tokenizer
-    pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    text = {
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        # the real vocabulary's size, because the first token pays for it
-        "vocab_size": shape.vocab_size or len(tokenizer),
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16],
-        },
-        "bos_token_id": pad,
-        "eos_token_id": pad,
-        "pad_token_id": pad,
-    }
-    config = Qwen2VLConfig(
-        text_config=text,
-        vision_config={"depth": shape.tower_depth, "hidden_size": shape.hidden_size},
-        **{
-            f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-            for name, token in (
-                ("image", "image_pad"),
-                ("video", "video_pad"),
-                ("vision_start", "vision_start"),
-                ("vision_end", "vision_end"),
-            )
-        },
-    )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, dtype))
-    try:
-        with torch.device(device):
-            return Qwen2VLForConditionalGeneration(config).eval()
-    finally:
-        torch.set_default_dtype(before)
-
 
 def main(
-    size: Annotated[list[str] | None, typer.Option(help=f"Of {list(SHAPES)}, repeatable.")] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="A published one of the family, or small; repeatable.")
+    ] = None,
+    family: Annotated[str, typer.Option(help=f"Of {list(PUBLISHED)}.")] = "qwen2_vl",
     model: Annotated[str | None, typer.Option(help="A real checkpoint instead: folder or hub id.")] = None,
     image: Annotated[Path | None, typer.Option(help="A photo of your own instead of the bundled one.")] = None,
     images: Annotated[list[str] | None, typer.Option(help=f"Of {list(IMAGES)}, repeatable.")] = None,
@@ -107,18 +59,31 @@ def main(
     logging.set_verbosity_error()
     settings = budgets(alphas or [0.2, 0.3, 0.5], importance_method)
     rows: list[dict[str, Any]] = []
-    for name in [model] if model else size or ["small"]:
-        processor = AutoProcessor.from_pretrained(model) if model else build_processor()
-        processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 28 * 28 * 16384}
+    try:
+        sizes = sizes_of(family)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    unknown = set(size or ()) - set(sizes)
+    if unknown:
+        raise typer.BadParameter(f"--size {sorted(unknown)[0]}: expected one of {list(sizes)}")
+    for name in [model] if model else size or [SMALL]:
         if model:
-            loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype)).to(device).eval()
+            loaded, processor = load_checkpoint(model, device, dtype)
         else:
-            loaded = random_model(name, processor, device, dtype)
+            processor = build_processor(family=family)  # type: ignore[arg-type]  # one of the families
+            loaded = random_model(config_of(family, sizes[name], processor.tokenizer), device, dtype)
+        processor.image_processor.size = unlimited(processor.image_processor.patch_size)
         for kind in images or ["1080p"]:
             for count in batch or [1]:
                 file = io.BytesIO()
                 photo(*IMAGES[kind], image).save(file, format="JPEG", quality=92)
-                case = {"model": name, "image": kind, "prompts": count, "images": count * per_prompt}
+                case = {
+                    "family": loaded.config.model_type,
+                    "model": name,
+                    "image": kind,
+                    "prompts": count,
+                    "images": count * per_prompt,
+                }
                 found = measure(loaded, processor, file, per_prompt, count, settings, repeats)
                 rows += [{**case, **row} for row in found]
         del loaded

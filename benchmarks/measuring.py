@@ -59,6 +59,12 @@ def budgets(alphas: Sequence[float], importance_method: str) -> dict[str, dict[s
     return settings
 
 
+def unlimited(patch_size: int = 14) -> dict[str, int]:
+    """An image processor's `size` that leaves large images large: up to Qwen2-VL's documented 16,384 tokens."""
+    cell = (2 * patch_size) ** 2
+    return {"shortest_edge": 4 * cell, "longest_edge": 16384 * cell}
+
+
 def photo(width: int, height: int, path: Path | None = None) -> Image.Image:
     """A real photograph, resized: `path`, or scikit-learn's Summer Palace (640×427 px: large sizes are enlarged)."""
     if path is not None:

@@ -20,13 +20,12 @@ from apt_code import PatchTokenizer
 from apt_code.entropy_utils import IMPORTANCE_METHODS, compute_patch_entropy_batched
 from apt_code.patch_packing import Affine, RowPacker
 from apt_code.patch_selection import lay_out, plan_of_maps, rule_budget
-from benchmarks.measuring import METHODS, UPSTREAM, hardware, photo, report, take_turns
+from benchmarks.measuring import METHODS, UPSTREAM, hardware, photo, report, take_turns, unlimited
 from benchmarks.memory import grown
+from transformers_apt.visualizer.view import load_processor
 
 SIZES = {f"{w}x{h}": (w, h) for w, h in ((336, 280), (512, 512), (1024, 1024), (1920, 1080), (4000, 3000))}
 BACKENDS = {"torchvision": Qwen2VLImageProcessor, "pil": Qwen2VLImageProcessorPil}
-UNLIMITED = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
-"""Qwen2-VL's documented ceiling, so that large images stay large; the processor's own default stops at 1 MP."""
 
 
 def one_hot_entropy(images: torch.Tensor, side: int, bins: int = 512) -> torch.Tensor:
@@ -39,14 +38,16 @@ def one_hot_entropy(images: torch.Tensor, side: int, bins: int = 512) -> torch.T
     return -(chance * torch.log2(chance + 1e-10)).sum(-1)
 
 
-def whole_processor(image: Path | None, repeats: int, sizes: Sequence[str]) -> list[dict[str, Any]]:
+def whole_processor(image: Path | None, repeats: int, sizes: Sequence[str], model: str | None) -> list[dict[str, Any]]:
     """One row per backend, size and method."""
     rows = []
     for backend, kind in BACKENDS.items():
-        for limit, size in (("default", None), ("16384 tokens", UNLIMITED)):
-            processor = kind() if size is None else kind(size=size)
+        for limit in ("default", "16384 tokens"):  # a default of upstream's own stops at 1 MP
+            processor = kind() if model is None else kind.from_pretrained(model)
+            if limit != "default":
+                processor.size = unlimited(processor.patch_size)
             for width, height in (SIZES[name] for name in sizes):
-                if size is not None and megapixels(f"{width}×{height}") < 1.1:
+                if limit != "default" and megapixels(f"{width}×{height}") < 1.1:
                     continue  # the same as with the default limit
                 picture = photo(width, height, image)
                 cases = {
@@ -69,47 +70,53 @@ def whole_processor(image: Path | None, repeats: int, sizes: Sequence[str]) -> l
     return rows
 
 
-def maps_alone(image: Path | None, repeats: int) -> dict[str, float]:
+def pixels_of(image: Path | None, width: int, height: int, patch_size: int) -> torch.Tensor:
+    """A photo `(1, 3, H, W)` of about this size, of whole merge cells."""
+    cell = 2 * patch_size
+    width, height = (round(side / cell) * cell for side in (width, height))
+    pixels = torch.frombuffer(bytearray(photo(width, height, image).tobytes()), dtype=torch.uint8)
+    return pixels.view(1, height, width, 3).permute(0, 3, 1, 2).contiguous()
+
+
+def maps_alone(image: Path | None, repeats: int, patch_size: int) -> dict[str, float]:
     """Milliseconds of each importance map and of the one-hot histogram, one thread at 1 MP."""
-    pixels = torch.frombuffer(bytearray(photo(1316, 728, image).tobytes()), dtype=torch.uint8)
-    images = pixels.view(1, 728, 1316, 3).permute(0, 3, 1, 2).contiguous()
+    images = pixels_of(image, 1316, 728, patch_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         cases = {
-            name: lambda m=method: m.compute(images, patch_size=14, num_scales=3)
+            name: lambda m=method: m.compute(images, patch_size=patch_size, num_scales=3)
             for name, method in IMPORTANCE_METHODS.items()
         }
         found = take_turns(cases, repeats, label="importance maps")
-        one_hot = {"one-hot entropy": lambda: [one_hot_entropy(images, side) for side in (14, 28, 56)]}
+        sides = [patch_size * size for size in (1, 2, 4)]
+        one_hot = {"one-hot entropy": lambda: [one_hot_entropy(images, side) for side in sides]}
         found |= take_turns(one_hot, repeats=1, warmup=0, label="one-hot")
     finally:
         torch.set_num_threads(threads)
     return found
 
 
-def entropy_bytes_per_pixel(image: Path | None) -> float | None:
+def entropy_bytes_per_pixel(image: Path | None, patch_size: int) -> float | None:
     """Peak memory of the entropy beyond what the process held, which includes what is free inside it."""
-    pixels = torch.frombuffer(bytearray(photo(3920, 2912, image).tobytes()), dtype=torch.uint8)
-    images = pixels.view(1, 2912, 3920, 3).permute(0, 3, 1, 2).contiguous()
-    compute_patch_entropy_batched(images[..., :56, :56], 14, 3)  # compiled and loaded
+    images = pixels_of(image, 3920, 2912, patch_size)
+    compute_patch_entropy_batched(images[..., : 4 * patch_size, : 4 * patch_size], patch_size, 3)  # compiled, loaded
     try:
-        return grown(lambda: compute_patch_entropy_batched(images, 14, 3)) / (3920 * 2912)
+        return grown(lambda: compute_patch_entropy_batched(images, patch_size, 3)) / images[0, 0].numel()
     except OSError:  # not Linux
         return None
 
 
-def steps_alone(image: Path | None, repeats: int) -> dict[str, float]:
-    """Milliseconds of what follows the importance map, one thread, at 4,888 base patches."""
-    pixels = torch.frombuffer(bytearray(photo(1316, 728, image).tobytes()), dtype=torch.uint8)
-    images = pixels.view(1, 728, 1316, 3).permute(0, 3, 1, 2).contiguous()
-    tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=0.3)
+def steps_alone(image: Path | None, repeats: int, patch_size: int) -> dict[str, float]:
+    """Milliseconds of what follows the importance map, one thread, at 1 MP (4,888 base patches of 14 px)."""
+    images = pixels_of(image, 1316, 728, patch_size)
+    tokenizer = PatchTokenizer(base_patch_size=patch_size, patch_selection_method="budget", alpha=0.3)
     maps = tokenizer.compute_importance_maps(images)
     plan = plan_of_maps(maps, 0.3)
     keep = rule_budget(maps, plan, coarse_scores=False)
     layouts = lay_out(maps, keep)
     affine = Affine((122.8, 116.7, 104.1), (68.5, 66.6, 70.3))
-    packer = RowPacker(14, 2, affine.of, affine)
+    packer = RowPacker(patch_size, 2, affine.of, affine)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -142,6 +149,10 @@ def growth(rows: list[dict[str, Any]], backend: str) -> dict[str, float]:
 
 
 def main(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id: use this checkpoint's image processor, of any of the families."),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="A photo of your own instead of the bundled one.")] = None,
     sizes: Annotated[list[str] | None, typer.Option(help=f"Of {list(SIZES)}, repeatable.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 15,
@@ -156,14 +167,20 @@ def main(
         raise typer.BadParameter(f"--sizes {sorted(unknown)[0]}: expected one of {list(SIZES)}")
     if threads is not None:
         torch.set_num_threads(threads)
+    try:
+        patch_size = load_processor(model).patch_size
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     about = {
         "hardware": hardware(),
+        "model": model,
+        "patch_size": patch_size,
         "repeats": repeats,
-        "entropy_peak_extra_bytes_per_pixel": entropy_bytes_per_pixel(image),
-        "maps_ms_1mp_one_thread": maps_alone(image, repeats),
-        "steps_ms_4888_patches_one_thread": steps_alone(image, repeats),
+        "entropy_peak_extra_bytes_per_pixel": entropy_bytes_per_pixel(image, patch_size),
+        "maps_ms_1mp_one_thread": maps_alone(image, repeats, patch_size),
+        "steps_ms_1mp_one_thread": steps_alone(image, repeats, patch_size),
     }
-    rows = whole_processor(image, repeats, sizes or list(SIZES))
+    rows = whole_processor(image, repeats, sizes or list(SIZES), model)
     about["exponent_of_time_in_pixels"] = {backend: growth(rows, backend) for backend in BACKENDS}
 
     def plot(axes: Any) -> None:
@@ -183,7 +200,7 @@ def main(
         axes.legend(fontsize=7)
 
     report(output, "preprocessing", rows, about, plot)
-    for name, value in (about["maps_ms_1mp_one_thread"] | about["steps_ms_4888_patches_one_thread"]).items():
+    for name, value in (about["maps_ms_1mp_one_thread"] | about["steps_ms_1mp_one_thread"]).items():
         print(f"{name}: {value:.2f} ms")
     print(f"entropy, peak bytes per pixel beyond what the process held: {about['entropy_peak_extra_bytes_per_pixel']}")
     for backend, exponents in about["exponent_of_time_in_pixels"].items():

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from skimage import data
 from sklearn.datasets import load_sample_image
-from transformers import Qwen2VLImageProcessor
 from transformers.utils import logging
 
 import transformers_apt
 from benchmarks.measuring import hardware, report
 from transformers_apt import patch_stats
+from transformers_apt.visualizer.view import load_processor
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "camera", "coins", "moon", "page", "text")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -53,6 +53,10 @@ def photos() -> dict[str, Image.Image]:
 
 
 def main(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id: use this checkpoint's image processor, of any of the families."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for the figures as JSON and a plot; default: none.")
     ] = None,
@@ -60,7 +64,10 @@ def main(
     """Print, per photo and setting, the vision patches and the language tokens kept, in percent."""
     transformers_apt.apply()
     logging.set_verbosity_error()
-    processor = Qwen2VLImageProcessor()
+    try:
+        processor = load_processor(model)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     table = Table("photo", *SETTINGS, title="kept: vision patches % / language tokens %")
     kept: dict[str, list[tuple[float, float]]] = {name: [] for name in SETTINGS}
     for photo, image in photos().items():
@@ -90,7 +97,7 @@ def main(
         axes.set(xlabel="vision patches kept, % (a dot per photo)", xlim=(0, 102))
         axes.legend()
 
-    report(output, "retention", rows, {"hardware": hardware(), "kept_percent": kept}, plot)
+    report(output, "retention", rows, {"hardware": hardware(), "model": model, "kept_percent": kept}, plot)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ class Subject:
         import transformers_apt
 
         transformers_apt.apply()
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers_apt.embedded.asking import load_checkpoint
 
-        self.processor = AutoProcessor.from_pretrained(folder)
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
-        self.model = self.model.to(device).eval()
+        self.model, self.processor = load_checkpoint(folder, device, dtype)
+        image_processor = self.processor.image_processor
+        self.cell = image_processor.patch_size * image_processor.merge_size
         self.processor.tokenizer.padding_side = "left"
         self.new_tokens = new_tokens
 
@@ -81,12 +81,14 @@ def run_setting(subject: Subject, items: list[Item], setting: Setting, sizes: di
         if setting.like is not None:
             whole = sizes[setting.like][setting.equal]
             per_cell = 4 if setting.equal == "patches" else 1
+            cell = subject.cell
             images = [
-                downscaled(image, -(-whole[index] // per_cell)) for image, index in zip(images, chosen, strict=True)
+                downscaled(image, -(-whole[index] // per_cell), cell)
+                for image, index in zip(images, chosen, strict=True)
             ]
         kwargs = dict(setting.images_kwargs)
         if setting.like is not None:
-            kwargs["size"] = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16384}
+            kwargs["size"] = {"shortest_edge": cell**2, "longest_edge": cell**2 * 16384}
         found = subject.answer(images, [items[index].question for index in chosen], kwargs)
         for index, answer, patch_count, token_count in zip(chosen, *found, strict=True):
             answers[index], patches[index], tokens[index] = answer, patch_count, token_count
@@ -257,7 +259,9 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or name of a Qwen2-VL checkpoint")
+    parser.add_argument(
+        "--model", required=True, help="folder or name of a checkpoint; the compute columns are Qwen2-VL's"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json, results.md and the plots")
     parser.add_argument("--questions", type=Path, help="JSONL: image, question, answers; without it, drawn scenes")
     parser.add_argument("--images", type=Path, help="folder of the images of --questions")

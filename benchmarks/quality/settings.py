@@ -76,7 +76,7 @@ def standard(alphas: Sequence[float] = ALPHAS, importance: Sequence[str] = IMPOR
 
 
 def downscaled(image: Image.Image, cells: int, factor: int = 28) -> Image.Image:
-    """The picture at the smallest size, of about its own shape, that has at least `cells` cells of 28 px."""
+    """The picture at the smallest size, of about its own shape, that has at least `cells` cells of `factor` px."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     unit = factor * factor

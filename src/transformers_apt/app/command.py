@@ -104,7 +104,7 @@ def warm_up(bench: Workbench, uploads: Path) -> None:
     from apt_code.entropy_utils import IMPORTANCE_METHODS
 
     path = uploads / "warm_up.png"
-    Image.new("RGB", (112, 112)).save(path)
+    Image.new("RGB", (8 * bench.patch_size, 8 * bench.patch_size)).save(path)
     for importance in IMPORTANCE_METHODS:
         bench.look(str(path), Setting("budget", importance, share=0.5, multiple=1.0))
     path.unlink()

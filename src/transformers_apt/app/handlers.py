@@ -17,6 +17,7 @@ from PIL import Image
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.visualization import draw_tiling, highest_importance, reconstruct, shade_importance, to_picture
 from transformers_apt.app.model import Answer, Answerer
+from transformers_apt.app.shapes import Shapes
 from transformers_apt.models import settings as selection
 from transformers_apt.visualizer.files import drawing_scale
 from transformers_apt.visualizer.view import UnusableImageError, View, examine, load_picture
@@ -45,7 +46,7 @@ class Limits:
 
     upload_bytes: int = 20 * 1024**2
     pixels: int = 50_000_000
-    resized_pixels: int = 1280 * 28 * 28
+    resized_pixels: int = 1280 * 28 * 28  # upstream's own default
     question: int = 500
 
 
@@ -57,7 +58,7 @@ class Setting:
         method, importance: `patch_selection_method` and `importance_method`.
         share: alpha of `budget` and `joint`.
         multiple: alpha of `v2`.
-        thresholds: of `v1`, for cells of 28 and of 56 px; `None` is the importance map's own.
+        thresholds: of `v1`, for cells of 2 and of 4 patches a side; `None` is the importance map's own.
     """
 
     method: str
@@ -95,7 +96,7 @@ class Setting:
 
 
 def own_thresholds(importance: str) -> list[float]:
-    """A map's own, for cells of 28 and of 56 px."""
+    """A map's own, for cells of 2 and of 4 patches a side."""
     return IMPORTANCE_METHODS[importance].thresholds(selection.NUM_SCALES)
 
 
@@ -127,6 +128,9 @@ class Look:
 class Workbench:
     """The page's work, for any number of visitors at once; they wait for each other.
 
+    Attributes:
+        shapes: the models whose compute can be estimated.
+
     Args:
         answerer: the model; its processor is the one whose tilings are shown.
         limits: what a visitor may ask for.
@@ -135,6 +139,7 @@ class Workbench:
 
     def __init__(self, answerer: Answerer, limits: Limits, folders: tuple[Path, ...]) -> None:
         self.answerer = answerer
+        self.shapes = Shapes(answerer.model.config)
         self.limits = limits
         self.folders = tuple(folder.resolve() for folder in folders)
         Image.init()
@@ -144,6 +149,16 @@ class Workbench:
         size = self.image_processor.size
         longest = min(size["longest_edge"], limits.resized_pixels)
         self.image_processor.size = {"shortest_edge": size["shortest_edge"], "longest_edge": longest}
+
+    @property
+    def family(self) -> str:
+        """The model's."""
+        return str(self.answerer.model.config.model_type)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a base patch in pixels."""
+        return int(self.image_processor.patch_size)
 
     @property
     def image_processor(self) -> Any:

@@ -45,8 +45,8 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
     """
     work = _Work(bench, drawings)
     first = examples[0] if examples else None
-    with gr.Blocks(title=text.TITLE, analytics_enabled=False, delete_cache=(300, KEPT)) as page:
-        gr.HTML(text.header(model))
+    with gr.Blocks(title=text.title(bench.family), analytics_enabled=False, delete_cache=(300, KEPT)) as page:
+        gr.HTML(text.header(model, bench.family, bench.patch_size))
         with gr.Row():
             with gr.Column(min_width=300):
                 photo = _photo_input(str(first.image) if first else None)
@@ -61,14 +61,14 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
                     elem_id="examples",
                 )
                 size = gr.Radio(
-                    list(text.MODELS),
-                    value=text.MODELS[0][1],
+                    bench.shapes.labels,
+                    value=bench.shapes.chosen,
                     label="Estimate the compute of",
-                    info=f"An estimate from the real checkpoint's shape, with {text.PROMPT_TOKENS} tokens of text.",
+                    info=f"An estimate from the checkpoint's shape, with {text.PROMPT_TOKENS} tokens of text.",
                     elem_id="size",
                 )
         with gr.Row():
-            left, right = _panel("A", LEFT), _panel("B", RIGHT)
+            left, right = (_panel(name, start, bench.patch_size) for name, start in (("A", LEFT), ("B", RIGHT)))
         with gr.Row(equal_height=True):
             question = gr.Textbox(
                 first.question if first else QUESTION,
@@ -96,7 +96,7 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
             method, importance, *_, fine, coarse = panel.controls
             seen = [method, importance, fine, coarse]
             method.change(_visible_controls, seen, panel.controls[1:], queue=False, api_visibility="private")
-            importance.change(_fresh_thresholds, importance, [fine, coarse], queue=False, api_visibility="private")
+            importance.change(work.fresh_thresholds, importance, [fine, coarse], queue=False, api_visibility="private")
             gr.on(
                 [control.change for control in panel.controls],
                 work.show_one,
@@ -154,7 +154,7 @@ def _photo_input(value: str | None) -> Any:
     return photo
 
 
-def _panel(name: str, start: Setting) -> Panel:
+def _panel(name: str, start: Setting, patch_size: int) -> Panel:
     """The controls of one setting above its figures and pictures."""
     prefix = name.lower()
     with gr.Column(min_width=300, elem_classes="apt-panel"):
@@ -193,7 +193,7 @@ def _panel(name: str, start: Setting) -> Panel:
             with gr.Row():
                 thresholds = [
                     gr.Number(
-                        **_threshold(place, start.importance),
+                        **_threshold(place, start.importance, patch_size),
                         visible=start.method == "v1",
                         min_width=140,
                         step=0.5,
@@ -226,17 +226,11 @@ def _picture(label: str, name: str) -> dict[str, Any]:
     }
 
 
-def _threshold(place: int, importance: str) -> dict[str, Any]:
+def _threshold(place: int, importance: str, patch_size: int) -> dict[str, Any]:
     """One of `v1`'s thresholds: at first the map's own, which is also what an emptied field means."""
     own = own_thresholds(importance)[place]
-    label = f"Whole below, {(28, 56)[place]} px ({IMPORTANCE_METHODS[importance].unit})"
+    label = f"Whole below, {patch_size * (2, 4)[place]} px ({IMPORTANCE_METHODS[importance].unit})"
     return {"value": own, "label": label, "placeholder": f"{own:g}"}
-
-
-def _fresh_thresholds(importance: str) -> tuple[Any, Any]:
-    """For another map, whose unit is another one."""
-    fine, coarse = (gr.Number(**_threshold(place, importance)) for place in range(2))
-    return fine, coarse
 
 
 def _visible_controls(method: str, importance: str, *thresholds: float | None) -> tuple[Any, ...]:
@@ -283,6 +277,11 @@ class _Work:
         shown = [self.show_one(path, model, *part) for part in (controls[:half], controls[half:])]
         return [text.describe_photo(photo), *shown[0], *shown[1]]
 
+    def fresh_thresholds(self, importance: str) -> tuple[Any, Any]:
+        """For another map, whose unit is another one."""
+        fine, coarse = (gr.Number(**_threshold(place, importance, self.bench.patch_size)) for place in range(2))
+        return fine, coarse
+
     def show_one(self, path: str | None, model: str, *controls: Any) -> list[Any]:
         """One setting's figures and pictures."""
         if path is None:
@@ -309,7 +308,13 @@ class _Work:
     def _shown(self, look: Look, model: str) -> list[Any]:
         save = self.drawings.save
         maps = [(save(picture), caption) for picture, caption in look.maps]
-        return [text.facts(look, model), text.legend(look), save(look.tiling), save(look.seen), maps]
+        return [
+            text.facts(look, model, self.bench.shapes),
+            text.legend(look),
+            save(look.tiling),
+            save(look.seen),
+            maps,
+        ]
 
 
 def _setting(controls: Sequence[Any]) -> Setting:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from html import escape
 
-from apt_code.patch_layout import MERGE_SIZE
+from apt_code.patch_layout import PatchLayout
 from apt_code.visualization import PATCH_COLOURS
 from transformers_apt.app.handlers import Look, Photo
 from transformers_apt.app.model import Answer
-from transformers_apt.models.flops import QWEN2_VL, Shape, prefill_flops, tower_flops
+from transformers_apt.app.shapes import Shapes
+from transformers_apt.models.families import series_of
+from transformers_apt.models.flops import Shape, image_flops, prefill_flops
 
-TITLE = "Adaptive patches for Qwen2-VL"
 PROMPT_TOKENS = 32
 """Of text beside the image's tokens, in the estimate of the prefill: chat template and a short question."""
 
@@ -21,7 +22,6 @@ METHODS = (
     ("v2: relative threshold", "v2"),
     ("off: upstream", "off"),
 )
-MODELS = tuple((f"Qwen2-VL-{name.upper()}", name) for name in QWEN2_VL)
 
 CSS = """
 .gradio-container { max-width: min(1240px, 100vw) !important; min-width: 0 !important; margin: 0 auto !important; }
@@ -51,12 +51,24 @@ CSS = """
 """
 
 
-def header(model: str) -> str:
-    """The top of the page; `model` says who answers."""
+def title(family: str) -> str:
+    """Of the page, for a model of this family."""
+    return f"Adaptive patches for {series_of(family)}"
+
+
+def header(model: str, family: str, patch_size: int) -> str:
+    """The top of the page.
+
+    Args:
+        model: who answers, in words.
+        family: of that model.
+        patch_size: of its image processor.
+    """
+    fine, middle, coarse = (patch_size * size for size in (1, 2, 4))
     return (
-        f'<div class="apt-head"><h1>{TITLE}</h1><p>Detailed regions keep 14-pixel patches, plain regions become 28- '
-        "or 56-pixel patches. The vision tower reads one token per patch, the language model one per 28-pixel cell or "
-        f"56-pixel patch.</p><p>Answers come from {escape(model)}.</p></div>"
+        f'<div class="apt-head"><h1>{title(family)}</h1><p>Detailed regions keep {fine}-pixel patches, plain regions '
+        f"become {middle}- or {coarse}-pixel patches. The vision tower reads one token per patch, the language model "
+        f"one per {middle}-pixel cell or {coarse}-pixel patch.</p><p>Answers come from {escape(model)}.</p></div>"
     )
 
 
@@ -77,17 +89,23 @@ def note(message: str) -> str:
     return f'<p class="apt-note">{escape(message)}</p>'
 
 
-def facts(look: Look, model: str) -> str:
-    """Tokens, estimated compute, the colours of the patches, and what there is to say about the setting."""
-    layout, shape = look.view.layout, QWEN2_VL[model]
-    full = layout.grid[0] * layout.grid[1]
-    tokens, full_tokens = layout.num_language_tokens, full // MERGE_SIZE**2
+def facts(look: Look, name: str, shapes: Shapes) -> str:
+    """Tokens, estimated compute, and what there is to say about the setting.
+
+    Args:
+        look: what a setting made of a photo.
+        name: of the model to estimate, one of `shapes`.
+        shapes: the page's models.
+    """
+    layout, shape, label = look.view.layout, shapes.by_name[name], shapes.label(name)
+    everything = PatchLayout.uniform(layout.grid)
+    full, full_tokens = everything.num_patches, everything.num_language_tokens
+    tokens = layout.num_language_tokens
     rows = [
         _row("Vision patches", layout.num_patches, full, main=True),
         _row("Language tokens", tokens, full_tokens, main=True),
-        _compute(f"Vision tower ({model.upper()})", tower_flops(layout.num_patches, tokens, shape),
-                 tower_flops(full, full_tokens, shape)),
-        _compute(f"Prefill ({model.upper()})", _prefill(tokens, shape), _prefill(full_tokens, shape)),
+        _compute(f"Vision tower ({label})", image_flops(layout, shape), image_flops(everything, shape)),
+        _compute(f"Prefill ({label})", _prefill(tokens, shape), _prefill(full_tokens, shape)),
     ]  # fmt: skip
     notes = [note(text) for text in look.view.notes]
     return f'<table class="apt-facts">{"".join(rows)}</table>{"".join(notes)}'
@@ -132,7 +150,8 @@ def _row(name: str, kept: float, full: float, main: bool = False) -> str:
 
 
 def _compute(name: str, kept: float, full: float) -> str:
-    return _cells(name, f"{kept / 1e12:.2f} of {full / 1e12:.2f} TFLOPs", kept / full, False)
+    unit, divisor = ("TFLOPs", 1e12) if full >= 1e11 else ("GFLOPs", 1e9)
+    return _cells(name, f"{kept / divisor:.2f} of {full / divisor:.2f} {unit}", kept / full, False)
 
 
 def _cells(name: str, value: str, share: float, main: bool) -> str:

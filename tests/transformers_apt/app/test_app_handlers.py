@@ -11,13 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from apt_code.visualization import to_picture
 from transformers_apt.app import handlers as app_handlers
 from transformers_apt.app import text as app_text
 from transformers_apt.app.handlers import Setting, UserError
-from transformers_apt.models.flops import QWEN2_VL, prefill_flops, tower_flops
+from transformers_apt.app.shapes import Shapes
+from transformers_apt.embedded import demo_model_path
+from transformers_apt.models.families import NAMES
+from transformers_apt.models.flops import PUBLISHED, image_flops, prefill_flops
 from transformers_apt.visualizer.view import examine
 
 HALF = Setting("budget", "entropy", share=0.5, multiple=1.0)
@@ -31,6 +35,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.method)
 def test_a_look_is_what_the_processor_makes_of_the_photo_itself(bench, put, astronaut, setting):
     """Though the page keeps the resized photo and works on that."""
@@ -42,22 +47,33 @@ def test_a_look_is_what_the_processor_makes_of_the_photo_itself(bench, put, astr
     assert torch.equal(look.view.layout.patches, direct.layout.patches)
     assert look.view.settings == direct.settings
     assert np.asarray(look.seen).shape == np.asarray(to_picture(direct.resized)).shape
-    assert [caption.split(" px")[0] for _, caption in look.maps] == ["14", "28", "56"]
+    assert [caption.split(" px")[0] for _, caption in look.maps] == _sides(bench)
 
 
+def _sides(bench):
+    """Of the three sizes of patches, in pixels, as text."""
+    patch_size = bench.answerer.model.config.vision_config.patch_size
+    return [str(patch_size * size) for size in (1, 2, 4)]
+
+
+@pytest.mark.every_family(moe=True)
 def test_alpha_decides_the_count_and_the_page_says_it(bench, put, astronaut):
     path = put(astronaut)
+    size = bench.shapes.labels[0][1]
     counts = {}
     for share in (0.2, 0.5, 1.0):
         look = bench.look(path, Setting("budget", "entropy", share, 1.0))
         counts[share] = look.view.layout.num_patches
-        said = app_text.facts(look, "7b")
+        said = app_text.facts(look, size, bench.shapes)
         full, tokens = look.view.layout.grid[0] * look.view.layout.grid[1], look.view.layout.num_language_tokens
         assert f"{counts[share]:,} of {full:,}" in said and f"{tokens:,} of {full // 4:,}" in said
-        shape = QWEN2_VL["7b"]
-        tower = tower_flops(counts[share], tokens, shape) / 1e12
+        shape = PUBLISHED[bench.family][size]
+        tower = image_flops(look.view.layout, shape) / 1e12
         prefill = prefill_flops(tokens + app_text.PROMPT_TOKENS, shape) / 1e12
-        assert f"{tower:.2f} of" in said and f"{prefill:.2f} of" in said and "(7B)" in said
+        assert f"{tower:.2f} of" in said and f"{prefill:.2f} of" in said and f"({size.upper()})" in said
+        assert [int(side) for side in re.findall(r"(\d+) px:", app_text.legend(look))] == [
+            bench.patch_size * kind for kind in sorted(look.view.layout.patches_by_size)
+        ]
     assert counts[0.2] < counts[0.5] < counts[1.0] == full
 
 
@@ -173,6 +189,7 @@ def _said(answers):
     return dict(answers)
 
 
+@pytest.mark.every_family
 def test_both_answers_are_the_models_own(bench, put, astronaut):
     path = put(astronaut.resize((280, 224)))
     settings = [HALF, Setting("off", "entropy", 0.5, 1.0)]
@@ -194,6 +211,36 @@ def test_both_answers_are_the_models_own(bench, put, astronaut):
         assert 0 < last.preprocessing < last.first_token <= last.total
         assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(mine))
     assert _said(pieces)[0].language_tokens < _said(pieces)[1].language_tokens
+
+
+@pytest.mark.every_family(moe=True)
+def test_the_page_speaks_of_the_models_own_family(bench, family, tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    from transformers_apt.app.command import assemble
+
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")  # to be put back as it was
+    page = assemble(bench.answerer, bench.limits, tmp_path / "page", "a model")
+    parts = [part["props"] for part in page.config["components"]]
+    shown = {props.get("elem_id"): props for props in parts}
+    fine, middle, coarse = _sides(bench)
+    head = next(props["value"] for props in parts if "apt-head" in str(props.get("value")))
+    series = NAMES[family].split(",")[0]
+    assert page.title == f"Adaptive patches for {series}" and page.title in head
+    assert f"{fine}-pixel patches, plain regions become {middle}- or {coarse}-pixel patches" in head
+    for name, side in (("a-fine", middle), ("b-coarse", coarse)):
+        assert f"Whole below, {side} px (" in shown[name]["label"]
+    offered = [f"{series}-{size.upper()}" for size in PUBLISHED[family]]
+    assert [label for label, _ in shown["size"]["choices"]] == [*offered, "this checkpoint"]
+    assert shown["size"]["value"] == "own"
+
+
+def test_a_published_checkpoints_size_is_chosen_and_the_embedded_ones_is_no_choice():
+    config = transformers.Qwen3_5Config()
+    assert (Shapes(config).chosen, "own" in Shapes(config).by_name) == ("9b", False)
+    embedded = transformers.AutoConfig.from_pretrained(demo_model_path())
+    assert Shapes(embedded).labels == [("Qwen2-VL-2B", "2b"), ("Qwen2-VL-7B", "7b")]
+    assert Shapes(embedded).chosen == "2b"
 
 
 @pytest.mark.parametrize(
@@ -260,5 +307,5 @@ def test_a_failure_before_there_are_figures_is_reported_as_it_is(bench, put, ast
 
 def test_what_a_visitor_sends_is_escaped(bench, put, astronaut):
     photo = bench.photo(put(astronaut, "<img src=x onerror=alert(1)>.png"))
-    for said in (app_text.describe_photo(photo), app_text.error(photo.name), app_text.header("<b>")):
+    for said in (app_text.describe_photo(photo), app_text.error(photo.name), app_text.header("<b>", "qwen2_vl", 14)):
         assert "<img" not in said and "<b>" not in said.replace("<b>&lt;", "")
