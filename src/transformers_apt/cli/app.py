@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
-from transformers_apt.cli.messages import check_model, fail
+from transformers_apt.cli.messages import CHECKPOINT, check_model, fail
 
 
 def app_command(
-    model: Annotated[
-        str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint; default: the embedded one.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=f"{CHECKPOINT}.", show_default="the embedded one")] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port to listen on.", show_default="the first free from 7860")
     ] = None,

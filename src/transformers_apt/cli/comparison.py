@@ -36,8 +36,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 """What the table compares; the first is upstream."""
 
 EXAMPLE_SETTINGS = (SETTINGS[0], SETTINGS[1], *SETTINGS[-3::2])
-"""What the other examples are asked under: upstream, the default, `budget` with a better map, and what docs/quality.md
-recommends."""
+"""What the other examples are asked under: upstream, Qwen2-VL's default, `budget` with a better map, and what
+docs/quality.md recommends."""
 
 STAGES = ("preprocessing", "tower", "generate", "total")
 
@@ -117,7 +117,9 @@ def show(console: Console, rows: list[Row], expected: str | None = None) -> None
         title_justify="left",
         box=SIMPLE_HEAD,
     )
-    for header in ("14 px", "28 px", "56 px", "patches", "kept", "language"):
+    patch_size = min(rows[0].stats["patches_by_px"])  # upstream has no other
+    sides = [patch_size * size for size in (1, 2, 4)]
+    for header in (*(f"{side} px" for side in sides), "patches", "kept", "language"):
         tokens.add_column(header, justify="right", no_wrap=True)
     times = Table("method", title="milliseconds, median (× upstream's)", title_justify="left", box=SIMPLE_HEAD)
     for stage in STAGES:
@@ -125,9 +127,9 @@ def show(console: Console, rows: list[Row], expected: str | None = None) -> None
     answers = Table("method", "answer", title="what the model answers", title_justify="left", box=SIMPLE_HEAD)
     upstream = rows[0].milliseconds
     for row in rows:
-        sides = [str(row.stats["patches_by_px"].get(side, 0)) for side in (14, 28, 56)]
+        by_px = (str(row.stats["patches_by_px"].get(side, 0)) for side in sides)
         counts = (str(row.stats["vision_patches"]), f"{row.stats['retention']:.0%}", str(row.stats["language_tokens"]))
-        tokens.add_row(label(row.settings), *sides, *counts)
+        tokens.add_row(label(row.settings), *by_px, *counts)
         times.add_row(
             label(row.settings), *(f"{ms:.0f} ({ms / upstream[s]:.2f})" for s, ms in row.milliseconds.items())
         )

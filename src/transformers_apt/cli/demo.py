@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from transformers_apt.cli.messages import check_model, fail
+from transformers_apt.cli.messages import CHECKPOINT, check_model, fail
 from transformers_apt.visualizer.names import readable
 
 
@@ -22,7 +22,7 @@ def demo(
             metavar="IMAGE", help="The image to look at; default: the embedded examples.", show_default=False
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{CHECKPOINT}.", show_default="the embedded one")] = None,
     image: Annotated[Path | None, typer.Option(help="The same as IMAGE.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to ask about it; default: the example's question.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 16,
@@ -71,6 +71,10 @@ def demo(
     console.print(f"Answers come from {escape(asking.describe_model(model, checkpoint, device))}.")
     if model is None:
         console.print("[yellow]So small a model says little about the times of yours: pass it with --model.[/yellow]")
+    if asking.default_method(checkpoint) == "off":
+        console.print(
+            "[yellow]For this family adaptive patches are off by default; each row asks for its own.[/yellow]"
+        )
     cuda = device.startswith("cuda")
     threads = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
     shown = escape(readable(str(image or examples[0].image.name)))

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
+from transformers_apt.models.families import NAMES, series_of
 from transformers_apt.visualizer.names import readable
 
 BAD_INPUT = 2
+CHECKPOINT = f"Folder or hub id of a checkpoint ({', '.join(dict.fromkeys(map(series_of, NAMES)))})"
 PLAIN = {"×": "x", "…": "...", "✓": "(right)", "✗": "(wrong)", "²": "^2", "–": "-", "’": "'"}
 """For a terminal that cannot show these."""
 

@@ -6,7 +6,10 @@ import os
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from transformers_apt.models.families import NAMES
 
 
 def status() -> None:
@@ -14,7 +17,7 @@ def status() -> None:
     from transformers_apt.engine import patching, startup
 
     try:
-        # what any program does that uses Qwen2-VL, and what the start-up hook waits for
+        # what any program does that uses one of the families, and what the start-up hook waits for
         from transformers.models.qwen2_vl import modeling_qwen2_vl  # noqa: F401
     except ImportError as error:
         patching.record_failure(error)
@@ -31,6 +34,11 @@ def status() -> None:
     table.add_row("transformers-apt", found.package_version)
     table.add_row("transformers", f"{found.transformers_version or 'not installed'} (supported: {found.supported})")
     if found.active:
-        table.add_row("changed upstream", "\n".join(sorted({name.split(".")[0] for name in found.targets})))
+        from transformers_apt.models.settings import DEFAULTS, OFF
+
+        for family, why_not in found.families.items():
+            default = DEFAULTS["patch_selection_method"] if family == patching.BASE else OFF
+            said = f"on; without a setting '{default}'" if why_not is None else f"[red]off[/red]: {escape(why_not)}"
+            table.add_row(NAMES[family], said)
     Console().print(table)
     raise typer.Exit(0 if found.active else 1)

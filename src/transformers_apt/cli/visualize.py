@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from transformers_apt.cli.messages import BAD_INPUT, check_model, complain, fail
+from transformers_apt.cli.messages import BAD_INPUT, CHECKPOINT, check_model, complain, fail
 
 
 def visualize(
@@ -20,19 +20,25 @@ def visualize(
         Path, typer.Option("-o", "--output", help="Folder for the results: one folder in it per image.")
     ] = Path("visualizations"),
     model: Annotated[
-        str | None, typer.Option(help="Folder or hub id: use this checkpoint's image processor, and its settings.")
+        str | None, typer.Option(help=f"{CHECKPOINT}: use its image processor, and its settings.")
     ] = None,
     patch_size: Annotated[
-        int | None, typer.Option(help="Side of the finest patch, in pixels.", show_default="14")
+        int | None, typer.Option(help="Side of the finest patch, in pixels.", show_default="14, or the model's")
     ] = None,
     temporal_patch_size: Annotated[int | None, typer.Option(help="Frames of a patch.", show_default="2")] = None,
-    merge_size: Annotated[int | None, typer.Option(help="Qwen2-VL's; only 2 works.", show_default="2")] = None,
+    merge_size: Annotated[int | None, typer.Option(help="Only 2 works.", show_default="2")] = None,
     thresholds: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="For v1: cells of 28 and of 56 px below these stay whole.", show_default="3 2, in bits"),
+        typer.Option(
+            help="For v1: cells of 2 and of 4 patches a side (28 and 56 px for Qwen2-VL) below these stay whole.",
+            show_default="3 2, in bits",
+        ),
     ] = None,
     patch_selection_method: Annotated[
-        str | None, typer.Option(help="'v1', 'v2', 'budget', 'joint' or 'off'.", show_default="v1")
+        str | None,
+        typer.Option(
+            help="'v1', 'v2', 'budget', 'joint' or 'off'.", show_default="v1; off with --model of a later family"
+        ),
     ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="budget, joint: share of the patches kept, 0 to 1. v2: larger, fewer patches.")

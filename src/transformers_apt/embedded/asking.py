@@ -29,10 +29,14 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
     """`(model, processor)` of a folder or hub id; without a name, of the embedded checkpoint.
 
     Raises:
-        ValueError: a path where nothing is. OSError: not a checkpoint, or not to be had from the hub.
+        ValueError: a path where nothing is, or another family's. OSError: not a checkpoint, or not to be had from the
+            hub.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
+
+    from transformers_apt.engine.patching import status
+    from transformers_apt.models.reach import SUPPORTED_FAMILIES, is_supported
 
     if name is None:
         disable_progress_bar()  # a second's work
@@ -43,10 +47,25 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
             f"{name} is not a folder; expected a checkpoint folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
         )
     processor = AutoProcessor.from_pretrained(name)
-    if not isinstance(processor, Qwen2VLProcessor):
-        raise ValueError(f"{name} is for {type(processor).__name__}; adaptive patches need a Qwen2-VL checkpoint")
+    if not is_supported(processor):
+        raise ValueError(
+            f"{name} is for {type(processor).__name__}: expected a checkpoint of one of the families that read "
+            f"adaptive patches, {SUPPORTED_FAMILIES}"
+        )
+    family = AutoConfig.from_pretrained(name).model_type
+    why_not = status().families.get(family)
+    if why_not is not None:
+        raise ValueError(f"{name} is of the family {family}, for which adaptive patches are off here: {why_not}")
     model = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, dtype))
     return model.to(device).eval(), processor
+
+
+def default_method(model: Any) -> str:
+    """How patches of a checkpoint are selected where nobody says anything."""
+    from transformers_apt.engine.patching import BASE
+    from transformers_apt.models.settings import DEFAULTS, OFF
+
+    return str(DEFAULTS["patch_selection_method"]) if model.config.model_type == BASE else OFF
 
 
 def describe_model(name: str | None, model: Any, device: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 
 import transformers_apt
+from transformers_apt.models.settings import OFF
 from transformers_apt.visualizer.files import SUMMARY, TableError, visualize_folder, visualize_image
 from transformers_apt.visualizer.names import folder_name, longest_name, readable
 from transformers_apt.visualizer.view import ignored_settings, load_processor, pick_device
@@ -49,6 +50,8 @@ def run(
     where = pick_device(device)
     processor = load_processor(model, **given)
     notes = ignored_settings(processor.patch_selection_method, given)
+    if processor.patch_selection_method == OFF and given.get("patch_selection_method") is None:
+        notes.append("nothing is selected: 'off' is this image processor's setting; choose --patch-selection-method")
     if not source.is_dir():
         stats = visualize_image(source, output, processor, where, notes=notes)
         for note in stats["notes"]:

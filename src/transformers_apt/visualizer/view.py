@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 import transformers_apt
@@ -27,7 +28,10 @@ from apt_code.patch_selection import PAD_VALUE
 from apt_code.patch_tokenizer import PatchTokenizer
 from apt_code.selection_settings import BUDGETED, check_thresholds
 from apt_code.visualization import to_picture
+from transformers_apt.engine.patching import BASE
 from transformers_apt.models import settings as selection
+from transformers_apt.models.families import NAMES
+from transformers_apt.models.reach import PATCH_SIZE, SUPPORTED_FAMILIES
 from transformers_apt.models.stats import image_layouts
 
 SIZES = ("patch_size", "temporal_patch_size", "merge_size")
@@ -73,12 +77,15 @@ class View:
 def load_processor(model: str | None = None, **given: Any) -> Qwen2VLImageProcessor:
     """The image processor of a checkpoint, or upstream's own, with the `given` sizes and selection settings.
 
+    Of another family than Qwen2-VL's, patches are left as they are unless the checkpoint or `given` says otherwise.
+
     Args:
         model: folder or hub id; `None` for upstream's defaults.
         given: attributes to set; `None` leaves the processor's own.
 
     Raises:
-        ValueError, TypeError: settings that cannot be used. OSError: no such checkpoint.
+        ValueError, TypeError: settings that cannot be used, or a family that reads no adaptive patches. OSError: no
+            such checkpoint.
         IncompatibleTransformersError: adaptive patches cannot be switched on.
     """
     transformers_apt.apply()
@@ -86,19 +93,42 @@ def load_processor(model: str | None = None, **given: Any) -> Qwen2VLImageProces
         raise ValueError(
             f"{model} is not a folder; expected a checkpoint folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
         )
+    family = BASE if model is None else _family_of(model)
     processor = Qwen2VLImageProcessor() if model is None else Qwen2VLImageProcessor.from_pretrained(model)
     for name, value in given.items():
         if value is not None:
             setattr(processor, name, value)
     for name in ("patch_size", "temporal_patch_size"):
         if getattr(processor, name) < 1:
-            raise ValueError(f"{name}={getattr(processor, name)}: expected 1 or more; Qwen2-VL's are 14 and 2")
+            raise ValueError(
+                f"{name}={getattr(processor, name)}: expected 1 or more, as checkpoints have 14 or 16, and 2"
+            )
     if processor.merge_size != MERGE_SIZE:
         raise ValueError(
-            f"merge_size={processor.merge_size}: expected {MERGE_SIZE}, Qwen2-VL's, which adaptive patches need"
+            f"merge_size={processor.merge_size}: expected {MERGE_SIZE}, all families', which adaptive patches need"
         )
     selection.check_selection(**{name: getattr(processor, name) for name in selection.DEFAULTS})
+    if (family != BASE or processor.patch_size != PATCH_SIZE) and not selection.resolve(processor, {}).asked:
+        processor.patch_selection_method = (
+            selection.OFF
+        )  # the default there, which an image processor alone may not know
     return processor
+
+
+def _family_of(model: str) -> str:
+    """The `model_type` of a checkpoint; Qwen2-VL's of a folder with nothing but an image processor.
+
+    Raises:
+        ValueError: one that reads no adaptive patches.
+    """
+    config, _ = PreTrainedConfig.get_config_dict(os.path.expanduser(model))
+    family = str(config.get("model_type", BASE))
+    if family not in NAMES:
+        raise ValueError(
+            f"{model} is of the family {family}: expected a checkpoint of one of those that read adaptive patches, "
+            f"{SUPPORTED_FAMILIES}"
+        )
+    return family
 
 
 def pick_device(name: str) -> str:

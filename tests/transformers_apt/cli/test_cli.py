@@ -14,7 +14,10 @@ from transformers_apt.cli import comparison
 from transformers_apt.cli.main import app, main
 from transformers_apt.cli.messages import BAD_INPUT
 from transformers_apt.embedded import asking
-from transformers_apt.engine import startup
+from transformers_apt.engine import patching, startup
+from transformers_apt.models import reach
+from transformers_apt.models.families import NAMES
+from transformers_apt.models.reach import SUPPORTED_FAMILIES as SUPPORTED
 
 runner = CliRunner(env={"COLUMNS": "200"})
 
@@ -25,7 +28,21 @@ def test_status_on():
     assert "on" in result.stdout.split("\n")[0]
     assert importlib.metadata.version("transformers") in result.stdout
     assert ">=5.18,<6.0" in result.stdout
-    assert "Qwen2VLForConditionalGeneration" in result.stdout
+
+
+def test_status_lists_the_families_in_80_columns(monkeypatch):
+    reason = "IncompatibleTransformersError: transformers_apt.models.qwen3_5.modeling_qwen3_5 cannot be imported here"
+    monkeypatch.setitem(patching._patch.families, "qwen3_5", reason)
+    result = runner.invoke(app, ["status"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0 and max(map(len, result.stdout.splitlines())) <= 80
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    for family, name in NAMES.items():
+        default = "v1" if family == "qwen2_vl" else "off"
+        on = any(
+            line.split("  ")[0] == name and line.endswith(f"  on; without a setting '{default}'") for line in lines
+        )
+        assert on == (family != "qwen3_5"), name
+    assert f"off: {reason}" in " ".join(" ".join(lines[-6:]).split())
 
 
 @pytest.mark.parametrize(
@@ -48,7 +65,8 @@ def test_status_repeats_the_hooks_reason(upstream):
     assert "ValueError: a test broke it" in result.stdout
 
 
-def test_demo_on_a_checkpoint_and_an_image(folder, half_plain, tmp_path, monkeypatch):
+@pytest.mark.every_family(moe=True)
+def test_demo_on_a_checkpoint_and_an_image(folder, family, processor, half_plain, tmp_path, monkeypatch):
     few = ({"patch_selection_method": "off"}, {"patch_selection_method": "budget", "alpha": 0.3})
     monkeypatch.setattr(comparison, "SETTINGS", few)
     half_plain.save(tmp_path / "photo.png")
@@ -58,9 +76,13 @@ def test_demo_on_a_checkpoint_and_an_image(folder, half_plain, tmp_path, monkeyp
     assert "224×168 px" in result.stdout
     assert "random" not in result.stdout
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert ["off", "(upstream)", "192", "0", "0", "192", "100%", "48"] in lines
+    full = int(processor.image_processor(images=half_plain, **few[0])["image_grid_thw"].prod())
+    assert ["off", "(upstream)", str(full), "0", "0", str(full), "100%", str(full // 4)] in lines
+    patch_size = processor.image_processor.patch_size
+    assert any(" ".join(f"{patch_size * size} px" for size in (1, 2, 4)) in " ".join(line) for line in lines)
+    assert ("off by default" in result.stdout) == (family != "qwen2_vl")
     assert any(line[:2] == ["off", "(upstream)"] and line[3::2] == ["(1.00)"] * 4 for line in lines)
-    assert any(line[:2] == ["budget", "0.3"] and line[6:7] == ["30%"] for line in lines)
+    assert any(line[:2] == ["budget", "0.3"] and line[6:7] in (["29%"], ["30%"]) for line in lines)
     assert any(line[:2] == ["budget", "0.3"] and len(line) == 10 for line in lines)
     assert "what the model answers" in result.stdout
     assert "✓" not in result.stdout and "✗" not in result.stdout, "no one knows what is right here"
@@ -184,7 +206,21 @@ def test_a_checkpoint_of_another_family_is_refused(folder, monkeypatch):
     monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda name: object())
     result = runner.invoke(app, ["demo", "--model", str(folder)])
     assert result.exit_code == BAD_INPUT
-    assert "adaptive patches need a Qwen2-VL checkpoint" in result.stderr
+    assert f"is for object: expected a checkpoint of one of the families that read adaptive patches, {SUPPORTED}" in (
+        result.stderr
+    )
+
+
+def test_a_checkpoint_of_a_family_that_is_off_here_is_refused(folder, monkeypatch):
+    monkeypatch.setitem(patching._patch.families, "qwen2_vl", "a test broke it")
+    result = runner.invoke(app, ["demo", "--model", str(folder)])
+    assert result.exit_code == BAD_INPUT
+    assert "is of the family qwen2_vl, for which adaptive patches are off here: a test broke it" in result.stderr
+
+
+@pytest.mark.every_family(moe=True)
+def test_the_default_that_is_shown_is_the_processors(model, processor):
+    assert asking.default_method(model) == reach.default_of(processor)
 
 
 def test_main_is_the_installed_command(monkeypatch):

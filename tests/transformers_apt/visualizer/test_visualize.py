@@ -17,9 +17,11 @@ from transformers import Qwen2VLImageProcessor
 
 from apt_code.patch_selection import select_patches_by_threshold
 from apt_code.patch_tokenizer import PatchTokenizer
-from apt_code.visualization import PATCH_COLOURS, reconstruct
+from apt_code.visualization import PATCH_COLOURS, reconstruct, to_picture
 from transformers_apt.cli.messages import BAD_INPUT
-from transformers_apt.models.stats import patch_stats
+from transformers_apt.embedded.tiny_checkpoint import save_checkpoint
+from transformers_apt.models import reach
+from transformers_apt.models.stats import image_layouts, patch_stats
 from transformers_apt.visualizer import files as visualize_files
 from transformers_apt.visualizer import view as visualize
 from transformers_apt.visualizer.view import examine, load_picture, load_processor, stats_of
@@ -139,6 +141,56 @@ def test_a_checkpoints_own_settings(folder, photo, tmp_path, visualize_command):
     stats = json.loads((tmp_path / "out/photo/stats.json").read_text())
     assert (stats["patch_selection_method"], stats["alpha"]) == ("budget", 0.4)
     assert stats["processor"]["max_pixels"] == processor.size["longest_edge"]
+
+
+@pytest.mark.every_family(moe=True)
+@pytest.mark.parametrize("method", [None, "budget"])
+def test_every_family_is_drawn_as_its_processor_sees_it(folder, family, processor, photo, tmp_path, method):
+    given = {} if method is None else {"patch_selection_method": method, "alpha": 0.3}
+    upright = Image.open(photo).resize((333, 201))
+    image_processor = load_processor(str(folder), **given)
+    view = examine(upright, image_processor)
+    fed = processor(images=upright, text=processor.image_token, images_kwargs=given, return_tensors="pt")
+    assert torch.equal(view.layout.patches, image_layouts(fed)[0].patches)
+    assert view.settings["patch_selection_method"] == (method or reach.default_of(processor))
+    # what was shown, fed as it is, is what was fed, with whatever mean and deviation the family normalises
+    again = processor.image_processor(
+        images=view.resized, do_resize=False, return_tensors="pt", **(given or {"patch_selection_method": "off"})
+    )
+    if given or family != "qwen2_vl":
+        assert torch.equal(again["pixel_values"], fed["pixel_values"])
+    patch_size = processor.image_processor.patch_size
+    sides = [patch_size * size for size in (1, 2, 4)]
+    assert list(view.maps) == sides
+    assert list(stats_of(view, "photo.png")["patches"]["by_px"]) == [str(side) for side in sides]
+    resized = to_picture(view.resized)
+    error = np.abs(np.asarray(upright.resize(resized.size), dtype=int) - np.asarray(resized, dtype=int)).mean()
+    assert error < 4, "the picture that the model gets, not its normalised numbers"
+
+
+@pytest.mark.every_family
+def test_the_files_of_every_family(folder, processor, photo, tmp_path, visualize_command):
+    result = visualize_command(photo, "-o", tmp_path / "out", "--model", folder, *BUDGET)
+    assert result.exit_code == 0 and result.stderr == "", result.output
+    sides = [processor.image_processor.patch_size * size for size in (1, 2, 4)]
+    maps = [f"photo/01_heatmaps/importance_map_scale_{side}.png" for side in sides]
+    assert files_in(tmp_path / "out")[:3] == maps
+    assert all(f" of {side} px" in result.stdout for side in sides)
+
+
+def test_a_later_familys_default_is_named(tmp_path, photo, visualize_command):
+    save_checkpoint(tmp_path / "checkpoint", family="qwen2_5_vl")
+    result = visualize_command(photo, "-o", tmp_path / "out", "--model", tmp_path / "checkpoint")
+    assert result.exit_code == 0 and "140 of 140 patches" in result.stdout
+    assert result.stderr.startswith("note: nothing is selected: 'off' is this image processor's setting")
+
+
+def test_a_checkpoint_of_another_family_is_refused(folder, tmp_path, photo, visualize_command):
+    Qwen2VLImageProcessor.from_pretrained(folder).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "glm4v"}')
+    result = visualize_command(photo, "-o", tmp_path / "out", "--model", tmp_path / "other")
+    assert result.exit_code == BAD_INPUT and len(result.stderr.splitlines()) == 1
+    assert "is of the family glm4v" in result.stderr and reach.SUPPORTED_FAMILIES in result.stderr
 
 
 # ---------------------------------------------------------------- the files
