@@ -1,4 +1,9 @@
-"""Whether the compiled kernels can be used, and what happens where one of them fails."""
+"""How kernels are compiled, whether they can be used, and what happens where one of them fails.
+
+A kernel lies in a file of its own, beside the plain code that it stands in for. Its users import that file where they
+call the kernel, after `can_compile`: numba may be missing, and takes longer to import than everything here. A kernel
+calls none in another file, because what is kept on disk is compiled again only where its own file has changed.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +46,38 @@ def run_kernel(kernel: Callable[..., Any], *args: Any) -> Any:
         raise KernelFailedError(str(kernel)) from error
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile on first use, and keep the result on disk where there is a place for it, by `kernel_cache`."""
+    from numba import config, njit
+
+    kernel: Any = njit(nogil=True, error_model="numpy")(function)
+    if config.DISABLE_JIT:  # then the function as it is
+        return kernel
+    try:
+        from apt_code.kernel_cache import KernelCache
+
+        kernel._cache = KernelCache(function)  # what `njit(cache=True)` does, with a cache that never raises
+    except Exception as error:  # a read-only installation and no home directory: compile once per process instead
+        logger.debug("{} is compiled by every process, there is no place to save it: {!r}", function.__name__, error)
+    return kernel
+
+
 @lru_cache(maxsize=1)
 def _numba_is_there() -> bool:
     try:
-        from apt_code import kernels
+        from numba import config, njit
+
+        njit(_nothing)
     except Exception as error:  # missing, or broken in one of the ways that compilers break: never our user's problem
         logger.debug(
             "importance maps and packing run uncompiled, several times slower: {!r}; pip install numba", error
         )
         return False
-    if kernels.INTERPRETED:
+    if config.DISABLE_JIT:  # numba hands functions back as they are, which takes ten times as long as the plain code
         logger.debug("importance maps and packing run uncompiled, several times slower: NUMBA_DISABLE_JIT is set")
         return False
     return True
+
+
+def _nothing() -> None:
+    """What numba is tried on."""

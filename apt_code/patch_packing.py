@@ -144,14 +144,14 @@ class RowPacker:
     def _write_compiled(
         self, images: Tensor, layouts: Sequence[PatchLayout], rows: Tensor, starts: Sequence[int]
     ) -> None:
-        from apt_code import kernels
+        from apt_code import patch_packing_kernel
 
         patches = _patches_of(images, layouts, self.patch_size)
         largest = max(1, int(patches[:, 2].max()))
-        if largest > kernels.LARGEST_SIZE:
+        if largest > patch_packing_kernel.LARGEST_SIZE:
             raise ValueError(
-                f"a patch of size {largest}: expected at most {kernels.LARGEST_SIZE} base cells along a side; "
-                "build the layout with fewer scales"
+                f"a patch of size {largest}: expected at most {patch_packing_kernel.LARGEST_SIZE} base cells along a "
+                "side; build the layout with fewer scales"
             )
         affine = self._believed(images.shape[1], largest)
         if affine is None:
@@ -160,7 +160,7 @@ class RowPacker:
             table, mean, std = _NOTHING[None], np.array(affine.mean, np.float32), np.array(affine.std, np.float32)
         ends = np.cumsum([layout.num_patches for layout in layouts])
         wrong = run_kernel(
-            kernels.gather_rows, images.contiguous().numpy(), patches.numpy(), ends, np.array(starts),
+            patch_packing_kernel.gather_rows, images.contiguous().numpy(), patches.numpy(), ends, np.array(starts),
             table, _averages(largest)[1], mean, std, self.patch_size, self.frames, rows.numpy(),
         )  # fmt: skip
         if wrong >= 0:

@@ -15,21 +15,15 @@ from einops import rearrange
 from loguru import logger
 from torch import Tensor, nn
 
-from apt_code.entropy_utils import BINS, IMPORTANCE_METHODS, threshold_warning
+from apt_code.importance import IMPORTANCE_METHODS, threshold_warning
+from apt_code.importance.common import PAD_VALUE
+from apt_code.importance.entropy import BINS
 from apt_code.patch_layout import PatchLayout
 from apt_code.patch_packing import area_average, cells_of, pack_patches
-from apt_code.patch_selection import (
-    PAD_VALUE,
-    lay_out,
-    plan_of_maps,
-    plan_of_size,
-    rule_budget,
-    rule_joint,
-    rule_v1,
-    rule_v2,
-    tile,
-)
-from apt_code.selection_settings import BUDGETED, SELECTION_METHODS, check_alpha, check_thresholds
+from apt_code.selection import BUDGETED, SELECTION_METHODS, check_alpha
+from apt_code.selection.plan import plan_of_maps, plan_of_size
+from apt_code.selection.settings import check_thresholds
+from apt_code.selection.tiling import lay_out, tile
 
 PREFIX_MARK = -1
 """Mark of a prefix (class) token in `output_mask`."""
@@ -130,7 +124,7 @@ class PatchTokenizer(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         self.bins = bins
         self.last_budget_info: dict[str, int | float] | None = None
-        if patch_selection_method == "v1":
+        if "thresholds" in SELECTION_METHODS[patch_selection_method].reads:
             self._warn_of_thresholds(stacklevel=3)
 
     def _warn_of_thresholds(self, stacklevel: int) -> None:
@@ -140,21 +134,21 @@ class PatchTokenizer(nn.Module):
 
     @staticmethod
     def _check_method(method: str, alpha: float) -> str:
-        if method not in SELECTION_METHODS:
+        if not isinstance(method, str) or method not in SELECTION_METHODS:
             raise ValueError(f"patch_selection_method={method!r}: expected one of {list(SELECTION_METHODS)}")
         check_alpha(method, alpha)
         return method
 
     def compute_importance_maps(self, images: Tensor) -> dict[int, Tensor]:
-        """`{side in px: (b, ceil(H / side), ceil(W / side))}` float32; see `apt_code.entropy_utils`."""
+        """`{side in px: (b, ceil(H / side), ceil(W / side))}` float32; see `apt_code.importance`."""
         if self.image_size is not None and tuple(images.shape[-2:]) != self.image_size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} pixels, this tokenizer was made for {self.image_size}; "
                 "resize them, or build it with image_size=None"
             )
-        options = {"bins": self.bins} if self.importance_method == "entropy" else {}
-        compute = IMPORTANCE_METHODS[self.importance_method].compute
-        return compute(images, self.base_patch_size, self.num_scales, pad_value=PAD_VALUE, **options)
+        method = IMPORTANCE_METHODS[self.importance_method]
+        options = {name: getattr(self, name) for name in sorted(method.reads)}
+        return method.compute(images, self.base_patch_size, self.num_scales, pad_value=PAD_VALUE, **options)
 
     def construct_masks(
         self,
@@ -257,19 +251,19 @@ class PatchTokenizer(nn.Module):
         self._check_method(method, alpha)
         self.last_budget_info = None
         logger.debug("{} alpha={} on {}", method, alpha, {side: tuple(found.shape) for side, found in maps.items()})
-        if method == "v1":
-            if self.patch_selection_method != "v1":  # else it was said when the tokenizer was built
-                self._warn_of_thresholds(stacklevel=5)
-            return rule_v1(maps, self.thresholds)
-        if method == "v2":
-            return rule_v2(maps, alpha)
-        if image_size is None:
-            plan = plan_of_maps(maps, alpha)
-        else:
-            plan = plan_of_size(image_size, self.base_patch_size, alpha, self.num_scales)
-        self.last_budget_info = plan.info()
-        rule = rule_budget if method == "budget" else rule_joint
-        return rule(maps, plan, IMPORTANCE_METHODS[self.importance_method].coarse_scores)
+        row = SELECTION_METHODS[method]
+        if row.budgeted:
+            if image_size is None:
+                plan = plan_of_maps(maps, alpha)
+            else:
+                plan = plan_of_size(image_size, self.base_patch_size, alpha, self.num_scales)
+            self.last_budget_info = plan.info()
+            return row.rule(maps, plan, IMPORTANCE_METHODS[self.importance_method].coarse_scores)
+        read_before = SELECTION_METHODS[self.patch_selection_method].reads
+        if "thresholds" in row.reads - read_before:  # else it was said when the tokenizer was built
+            self._warn_of_thresholds(stacklevel=5)
+        given = {"thresholds": self.thresholds, "alpha": alpha}
+        return row.rule(maps, **{name: given[name] for name in given if name in row.reads})
 
     def _marks(self, layouts: Sequence[PatchLayout]) -> tuple[Tensor, Tensor]:
         prefix = torch.full((self.num_prefix_tokens,), PREFIX_MARK, dtype=torch.int64)

@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from apt_code.importance.common import PAD_VALUE
 from apt_code.patch_layout import PatchLayout
 from apt_code.patch_packing import area_average, cells_of
-from apt_code.patch_selection import PAD_VALUE
 
 PATCH_COLOURS: dict[int, tuple[int, int, int]] = {
     1: (255, 214, 10),  # yellow

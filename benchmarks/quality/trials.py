@@ -23,9 +23,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from apt_code import patch_selection
 from apt_code.patch_layout import PatchLayout
 from apt_code.patch_packing import pack_patches
+from apt_code.selection import joint
 from benchmarks.quality import fast_forward
 from benchmarks.quality.canvas import Scene
 from benchmarks.quality.collate import Batch, Prompter
@@ -59,7 +59,7 @@ class Variant:
     weigh_tower: bool = False
     weigh_text: bool = False
     pack: Callable[..., Tensor] = pack_patches
-    token_price: float = patch_selection.TOKEN_PRICE
+    token_price: float = joint.TOKEN_PRICE
 
 
 _BUDGETS = {f"budget {alpha}": _method("budget", alpha=alpha) for alpha in (0.2, 0.3)}
@@ -131,7 +131,7 @@ def main() -> None:
     trainer = Trainer(options.run, 0, PHASES[1])
     prompter = Prompter(trainer.processor.tokenizer)
     for variant in [Variant("off", None), *TRIALS[options.trial]]:
-        patch_selection.TOKEN_PRICE = variant.token_price
+        joint.TOKEN_PRICE = variant.token_price
         found = ask(trainer.model, batches(options.count, options.seed, variant, prompter), variant)
         print(json.dumps({"trial": variant.title, "n": options.count, **found}), flush=True)
 

@@ -307,3 +307,20 @@ def random_maps(height: int, width: int, patch: int, num_scales: int, batch: int
         values[:, :, width // side :] = PAD
         maps[side] = torch.from_numpy(values).float()
     return maps
+
+
+def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Tensor:
+    """`(c, H, W)` uint8 with flat, smooth and noisy parts, so that every range of entropy occurs."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 255, height * width).reshape(height, width)
+    image = np.stack([np.roll(ramp, 7 * channel) for channel in range(channels)])
+    image[:, : height // 2, : width // 3] = rng.integers(0, 256)
+    noisy = image[:, height // 3 :, width // 2 :]
+    noisy[...] = rng.integers(0, 256, noisy.shape)
+    return torch.from_numpy(image.astype(np.uint8))
+
+
+def assert_same_maps(got: dict[int, torch.Tensor], expected: dict[int, torch.Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for side in got:
+        assert torch.equal(got[side], expected[side]), f"{side} px"

@@ -18,12 +18,13 @@ import torch
 from loguru import logger
 from numba.core.caching import IndexDataCacheFile
 
-from apt_code import PatchTokenizer, compilation, kernels, selection_kernels
-from apt_code.entropy_utils import IMPORTANCE_METHODS
+from apt_code import PatchTokenizer, compilation, patch_packing_kernel
+from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_mse_kernel
 from apt_code.patch_packing import RowPacker
+from apt_code.selection import best_splits_kernel, budget_kernel, joint_kernel, tiling_kernel
 
 SOURCE = """
-from apt_code.kernels import compiled
+from apt_code.compilation import compiled
 
 @compiled
 def inner(values):
@@ -131,7 +132,7 @@ def test_code_that_is_not_what_was_saved_is_not_run(fresh, tmp_path, heard):
 def test_numbas_own_entries_are_replaced(fresh, tmp_path):
     """Those of an earlier version, which has no digest beside the code."""
     path = tmp_path / "tiny.py"
-    path.write_text(SOURCE.replace("from apt_code.kernels import compiled", "from numba import njit as compiled"))
+    path.write_text(SOURCE.replace("from apt_code.compilation import compiled", "from numba import njit as compiled"))
     plain = fresh()
     plain.inner.enable_caching(), plain.outer.enable_caching()
     assert plain.outer(VALUES) == EXPECTED
@@ -216,11 +217,11 @@ def test_without_a_compiler_the_plain_code_runs_not_interpreted_kernels():
         """
         import sys
         from loguru import logger
-        from apt_code import kernels
+        from apt_code.importance import entropy_kernel
         logger.remove()
         logger.add(sys.stdout, level="DEBUG", format="{message}")
         logger.enable("apt_code")
-        del kernels.entropies
+        del entropy_kernel.entropies
         """
     )
     done = run(script + DEFAULT_CALL, env={"NUMBA_DISABLE_JIT": "1"})
@@ -231,13 +232,13 @@ def test_without_a_compiler_the_plain_code_runs_not_interpreted_kernels():
 # -------------------------------------------------------------------- kernels that fail
 
 KERNELS = [
-    (kernels, "entropies"),
-    (kernels, "upsample_errors"),
-    (kernels, "gather_rows"),
-    (selection_kernels, "split_scores"),
-    (selection_kernels, "joint_scores"),
-    (selection_kernels, "keep_all_but_best"),
-    (selection_kernels, "canonical_patches"),
+    (entropy_kernel, "entropies"),
+    (upsample_mse_kernel, "upsample_errors"),
+    (patch_packing_kernel, "gather_rows"),
+    (budget_kernel, "split_scores"),
+    (joint_kernel, "joint_scores"),
+    (best_splits_kernel, "keep_all_but_best"),
+    (tiling_kernel, "canonical_patches"),
 ]
 
 
@@ -289,6 +290,6 @@ def test_running_out_of_memory_is_said(monkeypatch):
     def fail(*args):
         raise MemoryError
 
-    monkeypatch.setattr(kernels, "entropies", fail)
+    monkeypatch.setattr(entropy_kernel, "entropies", fail)
     with pytest.raises(MemoryError):
         PatchTokenizer()(torch.zeros(1, 3, 56, 56, dtype=torch.uint8))

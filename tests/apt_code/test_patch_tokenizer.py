@@ -25,8 +25,7 @@ from apt_code.patch_selection import (
     select_patches_by_threshold_v2,
 )
 from tests.apt_code import references
-from tests.apt_code.references import canonical, tiling_of_masks
-from tests.apt_code.test_entropy_utils import assert_same_maps, picture
+from tests.apt_code.references import assert_same_maps, canonical, picture, tiling_of_masks
 from tests.apt_code.test_patch_packing import slow_patch
 
 pytestmark = pytest.mark.filterwarnings("ignore:alpha=:UserWarning")

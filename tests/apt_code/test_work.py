@@ -5,9 +5,11 @@ import sys
 import pytest
 import torch
 
-from apt_code import PatchLayout, PatchTokenizer, kernels, selection_kernels
-from apt_code.entropy_utils import IMPORTANCE_METHODS, compute_patch_entropy_batched
+from apt_code import PatchLayout, PatchTokenizer, patch_packing_kernel
+from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_mse_kernel
+from apt_code.importance.entropy import compute_patch_entropy_batched
 from apt_code.patch_packing import RowPacker, pack_patches
+from apt_code.selection import best_splits_kernel, budget_kernel, joint_kernel, tiling_kernel
 from benchmarks.memory import grown
 
 SELECTION_KERNELS = ("entropies", "split_scores", "keep_all_but_best", "canonical_patches")
@@ -19,13 +21,13 @@ def launches(monkeypatch):
     """`{kernel: calls}`."""
     counted: dict[str, int] = {}
     for module, name in (
-        (kernels, "entropies"),
-        (kernels, "upsample_errors"),
-        (kernels, "gather_rows"),
-        (selection_kernels, "split_scores"),
-        (selection_kernels, "joint_scores"),
-        (selection_kernels, "keep_all_but_best"),
-        (selection_kernels, "canonical_patches"),
+        (entropy_kernel, "entropies"),
+        (upsample_mse_kernel, "upsample_errors"),
+        (patch_packing_kernel, "gather_rows"),
+        (budget_kernel, "split_scores"),
+        (joint_kernel, "joint_scores"),
+        (best_splits_kernel, "keep_all_but_best"),
+        (tiling_kernel, "canonical_patches"),
     ):
         kernel = getattr(module, name)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.image_processing_utils import BatchFeature
 
-from apt_code.entropy_utils import are_grey_levels
+from apt_code.importance.common import are_grey_levels
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_packing import Affine, RowPacker
 from apt_code.patch_tokenizer import PatchTokenizer

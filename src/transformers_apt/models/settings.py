@@ -13,8 +13,9 @@ from typing import Any
 
 from transformers.utils import logging
 
-from apt_code.entropy_utils import IMPORTANCE_METHODS
-from apt_code.selection_settings import BUDGETED, SELECTION_METHODS, check_alpha, check_thresholds
+from apt_code.importance import IMPORTANCE_METHODS
+from apt_code.selection import BUDGETED, SELECTION_METHODS, check_alpha
+from apt_code.selection.settings import check_thresholds
 
 logger = logging.get_logger("transformers.models.qwen2_vl.adaptive_patches")
 
@@ -46,10 +47,7 @@ DEFAULTS: Mapping[str, Any] = {
 """
 
 USED_BY: Mapping[str, frozenset[str]] = {
-    "v1": frozenset({"importance_method", "thresholds"}),
-    "v2": frozenset({"importance_method", "alpha"}),
-    "budget": frozenset({"importance_method", "alpha"}),
-    "joint": frozenset({"importance_method", "alpha"}),
+    **{name: method.reads for name, method in SELECTION_METHODS.items()},
     OFF: frozenset(),
 }
 """The settings that each method reads."""

@@ -1,0 +1,95 @@
+"""`upsample_mse`: what is lost of a cell that is kept whole.
+
+Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` cells of one scale, `p` side of a cell in px.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from apt_code.compilation import KernelFailedError, can_compile, run_kernel
+from apt_code.exact_sum import exact_sum
+from apt_code.importance.common import PAD_VALUE, checked, empty_map, in_parts, round_up
+
+MOST_SCALES_OF_ERROR = 4
+"""Up to 8× cells, the map of integer pixels is exact: its numbers fit float32, and their squares float64."""
+
+
+def compute_patch_upsample_mse_batched(
+    images: Tensor, patch_size: int = 16, num_scales: int = 3, pad_value: float = PAD_VALUE
+) -> dict[int, Tensor]:
+    """What keeping a cell whole loses: mean squared error between it and its own coarse patch scaled back up.
+
+    Area average down to `patch_size`, bilinear up, mean over pixels and channels, in grey levels², in [0, 255²]. The
+    finest scale loses nothing: its map is 0. Arguments, shapes and errors as `compute_patch_entropy_batched`.
+    """
+    if num_scales > MOST_SCALES_OF_ERROR:
+        raise ValueError(f"num_scales={num_scales} with 'upsample_mse': expected at most {MOST_SCALES_OF_ERROR}")
+    images, span = checked(images, patch_size, num_scales)
+    height, width = images.shape[-2:]
+    channels = images.shape[1]
+    nothing = images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
+    maps = {patch_size: round_up(nothing, height, width, patch_size, pad_value)}
+    for size in (2**scale for scale in range(1, num_scales)):
+        side = patch_size * size
+        per_unit = _error_unit(size) / (channels * side**2)
+        if _fits_error_kernel(images, side, size):
+            with contextlib.suppress(KernelFailedError):
+                maps[side] = _square_error_compiled(images, patch_size, size, per_unit, pad_value)
+                continue
+        mean = _square_error(images, patch_size, size, span) * per_unit
+        maps[side] = round_up(mean, height, width, side, pad_value)
+    return maps
+
+
+def _fits_error_kernel(images: Tensor, side: int, size: int) -> bool:
+    if not can_compile(images):
+        return False
+    from apt_code.importance import upsample_mse_kernel
+
+    return upsample_mse_kernel.upsample_errors_fit(images.shape[1], side, size)
+
+
+def _square_error_compiled(images: Tensor, patch_size: int, size: int, per_unit: float, pad_value: float) -> Tensor:
+    """The finished map of one scale by the compiled kernel."""
+    from apt_code.importance import upsample_mse_kernel
+
+    errors = empty_map(images, patch_size * size, pad_value)
+    pixels = images.contiguous().numpy()  # one memory layout, so one compilation
+    run_kernel(upsample_mse_kernel.upsample_errors, pixels, patch_size, size, per_unit, errors)
+    return torch.from_numpy(errors)
+
+
+def _square_error(images: Tensor, patch_size: int, size: int, span: float) -> Tensor:
+    """Squared error summed over each complete cell, in units of `_error_unit(size)`: `(b, c, H, W)` -> float64 cells.
+
+    `span` is how far the pixels' extreme values can lie apart, and so how far a pixel from what it is restored as.
+    """
+    side = patch_size * size
+    rows, cols = images.shape[-2] // side, images.shape[-1] // side
+    if rows * cols == 0:
+        return images.new_zeros((len(images), rows, cols), dtype=torch.float64)
+    largest = span**2 / _error_unit(size)  # 2⁴⁴ of bytes at 8×, 2⁶² of pixels up to `LARGEST_PIXEL`
+
+    def errors_of(part: Tensor) -> list[Tensor]:
+        # every cell alone, so that the scaling up never looks at its neighbours
+        whole = part[..., : rows * side, : cols * side].float()
+        cells = rearrange(whole, "b c (h p) (w q) -> (b h w) c p q", p=side, q=side)
+        restored = F.interpolate(F.avg_pool2d(cells, size), scale_factor=size, mode="bilinear", align_corners=False)
+        square = (cells - restored).double().square() / _error_unit(size)
+        return [exact_sum(square.round().long(), (1, 2, 3), largest).view(len(part), rows, cols)]
+
+    return in_parts(images, errors_of)[0]
+
+
+def _error_unit(size: int) -> float:
+    """The squared error of integer pixels is a multiple of this: an average over size², blended twice over 2 size.
+
+    Counted in it, sums over a cell are integers, which have no rounding; noise at 8× would be too much for float64.
+    """
+    return 1.0 / (4 * size**4) ** 2

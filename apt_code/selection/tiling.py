@@ -1,0 +1,45 @@
+"""From what a rule would keep whole to the tiling: as masks, or as layouts.
+
+Axis legend: `b` images of one shape, `rows cols` cells of one scale; maps and masks as `apt_code.selection` has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from apt_code.compilation import KernelFailedError, run_kernel
+from apt_code.importance.common import PAD_VALUE
+from apt_code.patch_layout import PatchLayout
+from apt_code.selection.common import as_arrays, can_select_compiled
+
+
+def tile(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Masks of the tiling that keeps a cell whole where asked to, largest first, and never outside the image."""
+    sides = sorted(maps)
+    masks: dict[int, Tensor] = {}
+    free = torch.ones_like(maps[sides[-1]], dtype=torch.bool)
+    for side, finer in zip(reversed(sides[1:]), reversed(sides[:-1]), strict=True):
+        whole = free & keep_whole[side] & (maps[side] < PAD_VALUE)
+        masks[side] = whole.float()
+        rows, cols = maps[finer].shape[1:]
+        free = (free & ~whole).repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :rows, :cols]
+    masks[sides[0]] = free.float()
+    return {side: masks[side] for side in sides}
+
+
+def lay_out(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> list[PatchLayout]:
+    """One layout per image, on the host, of the tiling that keeps cells whole where a rule would, largest first."""
+    if can_select_compiled(maps):
+        from apt_code.selection import tiling_kernel
+
+        with contextlib.suppress(KernelFailedError):
+            patches, counts = run_kernel(
+                tiling_kernel.canonical_patches, as_arrays(maps), as_arrays(keep_whole), PAD_VALUE
+            )
+            h, w = maps[min(maps)].shape[1:]
+            return [PatchLayout((h, w), part) for part in torch.from_numpy(patches).split(counts.tolist())]
+    return PatchLayout.from_masks_of_batch(tile(maps, keep_whole))
