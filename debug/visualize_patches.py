@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what Qwen2-VL's processor makes of an image: `python debug/visualize_patches.py photo.jpg`.
+"""Draw what a Qwen-VL processor makes of an image: `python debug/visualize_patches.py photo.jpg`.
 
 The same as `transformers-apt visualize`, option for option; `--help` lists them.
 """

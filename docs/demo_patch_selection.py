@@ -29,12 +29,11 @@ from transformers_apt.embedded.asking import load_checkpoint, load_photo
 console = Console()
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 LOOK = {1: ("██", "yellow"), 2: ("▒▒", "cyan"), 4: ("··", "magenta")}
-"""Sign and colour of a 14-px cell by the size of the patch that covers it; legible without colours too."""
-LEGEND = Text.assemble(*((f" {sign} {14 * size} px ", colour) for size, (sign, colour) in LOOK.items()))
+"""Sign and colour of a cell of one base patch by the size of the patch that covers it; legible without colours too."""
 
 
 def tiling(layout: PatchLayout, step: int) -> Text:
-    """Each 14-px cell as two characters, every `step`-th of them in both directions."""
+    """Each cell of one base patch as two characters, every `step`-th of them in both directions."""
     sizes = layout.sizes[layout.owner][::step, ::step]
     drawn = Text()
     for row in sizes.tolist():
@@ -47,15 +46,17 @@ def tiling(layout: PatchLayout, step: int) -> Text:
 def demo_image_processor(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """The image processor alone. Fine patches go where the importance map says that something is at stake."""
     pictures = []
+    patch_size = processor.image_processor.patch_size
     for importance_method in ("entropy", "upsample_mse"):
-        image_processor = Qwen2VLImageProcessor(importance_method=importance_method, **BUDGET)
+        image_processor = Qwen2VLImageProcessor(patch_size=patch_size, importance_method=importance_method, **BUDGET)
         pixels = image_processor(images=image, return_tensors="pt")
         (layout,) = image_layouts(pixels)
         h, w = layout.grid
         counts = f"{layout.num_patches:,} of {h * w:,} patches, {layout.num_language_tokens:,} language tokens"
         step = -(-2 * max(h, w) // 72)  # at most 72 characters wide
         pictures.append(Text.assemble((f"{importance_method}: {counts}\n", "bold"), tiling(layout, step)))
-    console.print(LEGEND)
+    legend = ((f" {sign} {patch_size * size} px ", colour) for size, (sign, colour) in LOOK.items())
+    console.print(Text.assemble(*legend))
     console.print(Columns(pictures, padding=(0, 4)))
 
 
@@ -66,8 +67,9 @@ def demo_processor(processor: Any, model: Any, image: Image.Image, question: str
     processor.image_processor.patch_selection_method = "budget"
     processor.image_processor.alpha = 0.3
     by_attribute = processor(images=image, text=prompt, return_tensors="pt")
-    size = processor.image_processor.size  # of the checkpoint
-    processor.image_processor = Qwen2VLImageProcessor(patch_selection_method="budget", alpha=0.3, size=size)
+    names = ("size", "patch_size", "image_mean", "image_std")  # as the checkpoint has them
+    own = {name: getattr(processor.image_processor, name) for name in names}
+    processor.image_processor = Qwen2VLImageProcessor(patch_selection_method="budget", alpha=0.3, **own)
     by_constructor = processor(images=image, text=prompt, return_tensors="pt")
 
     pad = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -122,9 +124,10 @@ def demo_code_integration(processor: Any, model: Any, image: Image.Image, questi
             image_patch_layout=inputs["image_patch_layout"],
         ).pooler_output
         logits = model(**inputs).logits
+    fine, middle, coarse = (processor.image_processor.patch_size * size for size in (1, 2, 4))
     for number, (stats, tokens) in enumerate(zip(patch_stats(inputs), features, strict=True), start=1):
         console.print(
-            f"image {number}: {stats['vision_patches']:,} patches of 14, 28 and 56 px -> "
+            f"image {number}: {stats['vision_patches']:,} patches of {fine}, {middle} and {coarse} px -> "
             f"{len(tokens):,} language tokens of width {tokens.shape[1]}"
         )
     console.print(f"logits: {tuple(logits.shape)} (prompts, tokens, vocabulary)")
@@ -140,7 +143,7 @@ DEMOS: tuple[Callable[..., None], ...] = (
 
 
 def main(
-    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a checkpoint of yours.")] = None,
     image: Annotated[Path | None, typer.Option(help="The image to look at; default: one the package brings.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",

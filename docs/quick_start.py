@@ -34,7 +34,8 @@ BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
 def image_processor_alone(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """The image processor alone, with the settings in its constructor."""
-    image_processor = Qwen2VLImageProcessor(patch_selection_method="budget", alpha=0.3)
+    patch_size = processor.image_processor.patch_size  # 14 px in Qwen2-VL and Qwen2.5-VL, 16 px in later families
+    image_processor = Qwen2VLImageProcessor(patch_size=patch_size, patch_selection_method="budget", alpha=0.3)
     pixels = image_processor(images=image, return_tensors="pt")
 
     rows = [(name, str(tuple(value.shape))) for name, value in pixels.items()]
@@ -77,6 +78,8 @@ def full_inference(processor: Any, model: Any, image: Image.Image, question: str
 
 def methods_compared(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """What every method makes of the same image."""
+    image_processor = processor.image_processor
+    sides = [image_processor.patch_size * size for size in (1, 2, 4)]
     rows = []
     for settings in (
         {"patch_selection_method": "off"},
@@ -89,11 +92,12 @@ def methods_compared(processor: Any, model: Any, image: Image.Image, question: s
         {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"},
         {"patch_selection_method": "joint", "alpha": 0.3, "importance_method": "upsample_mse"},
     ):
-        (stats,) = patch_stats(processor.image_processor(images=image, return_tensors="pt", **settings))
-        sides = [f"{stats['patches_by_px'].get(side, 0):,}" for side in (14, 28, 56)]
-        rows.append((label(settings), *sides, f"{stats['retention']:.0%}", f"{stats['language_tokens']:,}"))
+        pixels = image_processor(images=image, return_tensors="pt", **settings)
+        (stats,) = patch_stats(pixels, image_processor.patch_size)
+        by_px = [f"{stats['patches_by_px'].get(side, 0):,}" for side in sides]
+        rows.append((label(settings), *by_px, f"{stats['retention']:.0%}", f"{stats['language_tokens']:,}"))
 
-    console.print(table("method", "14 px", "28 px", "56 px", "patches kept", "language tokens", rows=rows))
+    console.print(table("method", *(f"{side} px" for side in sides), "patches kept", "language tokens", rows=rows))
     console.print("A smaller alpha saves more with budget and joint, a larger one with v2.")
 
 
@@ -102,7 +106,7 @@ def debugging_and_monitoring(processor: Any, model: Any, image: Image.Image, que
     image_processor = processor.image_processor
     pixels = image_processor(images=[image, image.resize((280, 196))], return_tensors="pt", **BUDGET)
     plans = image_processor.last_budget_info  # one per image of this thread's last call
-    found = patch_stats(pixels)  # from the output alone, whatever the method
+    found = patch_stats(pixels, image_processor.patch_size)  # from the output alone, whatever the method
 
     rows = [(name, *(f"{plan[name]}" for plan in plans)) for name in plans[0]]
     rows += [(name, *(f"{stats[name]}" for stats in found)) for name in ("grid", "patches_by_px", "language_tokens")]
@@ -134,7 +138,7 @@ def table(*headers: str, rows: list[tuple[str, ...]]) -> Table:
 
 
 def main(
-    model: Annotated[str | None, typer.Option(help="Folder or hub id of a Qwen2-VL checkpoint.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a checkpoint of yours.")] = None,
     image: Annotated[Path | None, typer.Option(help="The image to look at; default: one the package brings.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
     device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",

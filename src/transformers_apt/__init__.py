@@ -1,4 +1,4 @@
-"""Adaptive Patch Tokenization for Qwen2-VL inside an installed transformers.
+"""Adaptive Patch Tokenization for Qwen-VL inside an installed transformers.
 
 Python imports this file at every start (see `engine/startup.py`), so it imports nothing: each public name is fetched
 from its module when it is first asked for.

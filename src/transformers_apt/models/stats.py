@@ -31,7 +31,7 @@ def patch_stats(inputs: Mapping[str, Any], patch_size: int = 14) -> list[dict[st
 
     Args:
         inputs: the output of a processor call with images.
-        patch_size: side of a base patch in pixels.
+        patch_size: side of a base patch in pixels; 16 from Qwen3-VL on.
     """
     return [
         {
