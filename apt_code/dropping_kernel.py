@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apt_code.kernels import compiled
+from apt_code.compilation import compiled
 
 
 @compiled

@@ -1,5 +1,0 @@
-"""The decorator of kernels under its name of before: `apt_code.compilation` has it."""
-
-from apt_code.compilation import compiled
-
-__all__ = ["compiled"]
