@@ -25,6 +25,7 @@ from apt_code.selection_settings import SELECTION_METHODS
 from transformers_apt import embedded
 from transformers_apt.cli.main import app
 from transformers_apt.embedded.asking import load_photo
+from transformers_apt.embedded.tiny_checkpoint import save_checkpoint
 from transformers_apt.models.settings import DEFAULTS, OFF
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,7 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 CHECKPOINT = '"Qwen/Qwen2-VL-2B-Instruct"'
+ANOTHER_FAMILYS = '"Qwen/Qwen3-VL-2B-Instruct"'
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,13 @@ def workplace(folder, tmp_path, monkeypatch):
     transformers_apt.apply()
 
 
+@pytest.fixture(scope="session")
+def qwen3_vl(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("qwen3_vl"), family="qwen3_vl")
+
+
 @pytest.mark.parametrize("page", [page for page in pages_with("python") if page != "README_zh.md"])
-def test_python_blocks_run_and_print_what_the_page_shows(page, workplace):
+def test_python_blocks_run_and_print_what_the_page_shows(page, workplace, qwen3_vl):
     """One after the other, in one namespace. A `text` block right after one is what it prints."""
     namespace = {"__name__": "page"}
     if page == "docs/quick_reference.md":  # its one line assumes what every other page sets up
@@ -95,6 +102,7 @@ def test_python_blocks_run_and_print_what_the_page_shows(page, workplace):
     for block in blocks_of(page):
         if block.language == "python":
             content = block.content.replace(CHECKPOINT, repr(str(workplace)))
+            content = content.replace(ANOTHER_FAMILYS, repr(str(qwen3_vl)))
             code = compile("\n" * (block.line - 1) + content, ROOT / page, "exec")
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(code, namespace)
