@@ -225,6 +225,15 @@ def test_commands_within_the_text_exist(page):
     assert set(re.findall(r"`transformers-apt ([a-z]+)", text)) <= known
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_within_the_text_exist(page):
+    """A file that moves must not leave its old path behind."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    bases = [ROOT / base for base in ("", "src", "src/transformers_apt", "tests/transformers_apt")]
+    for path in set(re.findall(r"`((?:[\w.]+/)+\w+\.py|test_\w+\.py)`", text)):
+        assert any((base / path).is_file() for base in bases), f"{page} names {path}"
+
+
 def test_quick_reference_names_every_setting_and_value():
     """What is added to the code is added to its tables."""
     text = (ROOT / "docs/quick_reference.md").read_text(encoding="utf-8")

@@ -7,20 +7,24 @@ from apt_code.patch_layout import InvalidLayoutError
 from transformers_apt import image_layouts, patch_stats
 
 
+@pytest.mark.every_family
 def test_stats_of_a_mixed_batch_agree_with_the_output(processor, photos):
     inputs = processor.image_processor(photos, patch_selection_method="budget", alpha=0.3, return_tensors="pt")
-    stats = patch_stats(inputs)
+    patch_size = processor.image_processor.patch_size
+    stats = patch_stats(inputs, patch_size)
     infos = processor.image_processor.last_budget_info
     assert [s["vision_patches"] for s in stats] == [info["actual"] for info in infos]
     assert sum(s["vision_patches"] for s in stats) == len(inputs["pixel_values"])
     for one, (_, h, w) in zip(stats, inputs["image_grid_thw"].tolist(), strict=True):
         assert one["grid"] == (h, w)
-        assert sum(count * (side // 14) ** 2 for side, count in one["patches_by_px"].items()) == h * w
+        assert sum(count * (side // patch_size) ** 2 for side, count in one["patches_by_px"].items()) == h * w
         assert one["retention"] == one["vision_patches"] / (h * w)
 
 
+@pytest.mark.every_family
 def test_language_tokens_are_the_placeholders(processor, prompt, half_plain):
-    inputs = processor(images=half_plain, text=prompt(), return_tensors="pt")
+    settings = {"patch_selection_method": "budget", "alpha": 0.3}
+    inputs = processor(images=half_plain, text=prompt(), return_tensors="pt", images_kwargs=settings)
     placeholders = int((inputs["input_ids"] == processor.image_token_id).sum())
     assert patch_stats(inputs)[0]["language_tokens"] == placeholders
 
