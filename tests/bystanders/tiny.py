@@ -44,7 +44,7 @@ def build(family="qwen2_vl"):
     """`(processor, model)` of a family, with weights spread so that pixels decide the tokens."""
     import transformers
 
-    from tests.transformers_apt import family_models
+    from tests.transformers_apt.models import family_models
     from transformers_apt.embedded.tiny_checkpoint import CHAT_TEMPLATE, build_config, build_model, build_processor
 
     if family == "qwen2_vl":

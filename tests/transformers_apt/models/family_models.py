@@ -1,6 +1,6 @@
 """What other families' tiny random models make of a photo: run with the patch and, in another process, without.
 
-TRANSFORMERS_APT=0 python -m tests.transformers_apt.family_models
+TRANSFORMERS_APT=0 python -m tests.transformers_apt.models.family_models
 """
 
 import hashlib
