@@ -246,7 +246,7 @@ def refuse_ignored(call: reach.Call, output: Any) -> None:
         ValueError: so it is.
     """
     image_processor = call.image_processor
-    if LAYOUT_KEY in output:
+    if not isinstance(output, Mapping) or LAYOUT_KEY in output:  # a subclass may return what it likes
         return
     resolved = settings.resolve(image_processor, call.given)
     if resolved.asked and resolved.method != OFF and not resolved.only_by_environment:
@@ -369,6 +369,8 @@ def last_budget_info(self: Any) -> list[dict[str, Any] | None] | None:
 def makes_layouts(processor: Any) -> bool:
     """Whether this thread's last call of a processor returned a layout; before the first, whether a call would."""
     image_processor = processor.image_processor
+    if not reach.is_shared(image_processor):
+        return False
     last = _last_calls.by_processor.get(image_processor)
     if last is not None:
         return last.adaptive

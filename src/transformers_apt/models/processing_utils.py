@@ -24,9 +24,13 @@ class ProcessorMixin(Overlay):
         if name == "image_processor":
             reach.mark_owned(value)
 
-    def __setstate__(self: Any, state: Mapping[str, Any]) -> None:
-        self.__dict__.update(state)
-        reach.mark_owned(state.get("image_processor"))
+    def __setstate__(self: Any, state: Any) -> None:
+        # as object restores it: a dictionary, or one and another of what lies in slots
+        attributes, slots = state if isinstance(state, tuple) else (state, None)
+        self.__dict__.update(attributes or {})
+        for name, value in (slots or {}).items():
+            object.__setattr__(self, name, value)
+        reach.mark_owned(self.__dict__.get("image_processor"))
 
     @overrides()
     def _merge_kwargs(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -55,12 +55,12 @@ PROGRAMS: Mapping[str, Program] = {
 
 def loaded_program() -> Program | None:
     """The first program of the table that this process has imported."""
-    return next((program for module, program in PROGRAMS.items() if module in sys.modules), None)
+    return next((program for module, program in PROGRAMS.items() if sys.modules.get(module)), None)
 
 
 def calling_program() -> Program | None:
     """The program among our callers that cannot read a layout."""
-    loaded = [module for module, program in PROGRAMS.items() if not program.reads_layouts and module in sys.modules]
+    loaded = [module for module, program in PROGRAMS.items() if not program.reads_layouts and sys.modules.get(module)]
     frame = sys._getframe(1) if loaded else None
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))

@@ -210,3 +210,22 @@ def test_workers_are_silent(parent, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("notice appears once") == parent
+
+
+def test_processors_of_other_makes_are_left_as_they_are():
+    """With slots, with another image processor, and beside a program whose import is blocked."""
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    class Slotted(CLIPProcessor):
+        __slots__ = ("mood",)
+
+    slotted = Slotted(CLIPImageProcessor(), build_tokenizer())
+    slotted.mood = "calm"
+    for twin in (copy.copy(slotted), copy.deepcopy(slotted)):
+        assert twin.mood == "calm" and isinstance(twin.image_processor, CLIPImageProcessor)
+    assert "pixel_values" in of_family(Qwen2VLProcessor, CLIPImageProcessor()).model_input_names
+
+
+def test_a_blocked_import_is_no_program(half_plain, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    assert "image_patch_layout" in Qwen2VLImageProcessor()(images=half_plain)
