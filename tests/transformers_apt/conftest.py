@@ -1,5 +1,6 @@
 """What the tests of the patch share: a tiny checkpoint, real photos, prompts, and a way back to upstream."""
 
+import logging
 from contextlib import contextmanager
 from typing import get_args
 
@@ -38,6 +39,12 @@ def pytest_generate_tests(metafunc):
 def patched():
     """Where the package is installed, the start-up hook has done this already."""
     transformers_apt.apply()
+
+
+@pytest.fixture(autouse=True)
+def heard(monkeypatch):
+    """transformers keeps its log from the root logger, where caplog listens, except where `CI` is set."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
 
 
 @pytest.fixture(scope="session")

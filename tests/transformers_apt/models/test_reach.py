@@ -42,10 +42,8 @@ def of_family(processor_class, image_processor):
 def notices(caplog):
     logger = transformers_logging.get_logger("transformers.models.qwen2_vl.adaptive_patches")
     type(logger).warning_once.cache_clear()
-    logger.addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING, logger=logger.name):
         yield lambda: {r.getMessage() for r in caplog.records if "notice appears once" in r.getMessage()}
-    logger.removeHandler(caplog.handler)
 
 
 # -------------------------------------------------------------------- ownership

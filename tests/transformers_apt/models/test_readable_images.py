@@ -31,10 +31,8 @@ both_backends = pytest.mark.parametrize("backend", BACKENDS)
 def messages(caplog):
     logger = transformers_logging.get_logger("transformers.models.qwen2_vl.adaptive_patches")
     type(logger).warning_once.cache_clear()
-    logger.addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING, logger=logger.name):
         yield lambda: [r.getMessage() for r in caplog.records if "patches cannot be chosen" in r.getMessage()]
-    logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize("name", PHOTOS)
