@@ -42,9 +42,12 @@ def patched():
 
 
 @pytest.fixture(autouse=True)
-def heard(monkeypatch):
+def log_reaches_caplog():
     """transformers keeps its log from the root logger, where caplog listens, except where `CI` is set."""
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    logger = logging.getLogger("transformers")
+    before, logger.propagate = logger.propagate, True
+    yield
+    logger.propagate = before
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,8 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
     from transformers.utils.logging import disable_progress_bar
 
     from transformers_apt.engine.patching import status
-    from transformers_apt.models.reach import SUPPORTED_FAMILIES, is_supported
+    from transformers_apt.models.families import SUPPORTED
+    from transformers_apt.models.reach import is_supported
 
     if name is None:
         disable_progress_bar()  # a second's work
@@ -50,7 +51,7 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
     if not is_supported(processor):
         raise ValueError(
             f"{name} is for {type(processor).__name__}: expected a checkpoint of one of the families that read "
-            f"adaptive patches, {SUPPORTED_FAMILIES}"
+            f"adaptive patches, {SUPPORTED}"
         )
     family = AutoConfig.from_pretrained(name).model_type
     why_not = status().families.get(family)

@@ -29,7 +29,9 @@ def _modules_of(family: str) -> tuple[str, ...]:
     return tuple(f"transformers_apt.models.{family}.{module}" for module in finder.FAMILIES[family])
 
 
-OVERLAY_MODULES = ("transformers_apt.models.processing_utils", *_modules_of(BASE))
+OVERLAY_MODULES = (
+    "transformers_apt.models.processing_utils", "transformers_apt.models.generation", *_modules_of(BASE)
+)  # fmt: skip
 """What has to be switched on, all or nothing. Each other family is switched on beside it, or not, by itself."""
 
 

@@ -10,6 +10,9 @@ NAMES = {
 }
 """By upstream's folder, which is also the `model_type` of a checkpoint's config."""
 
+SUPPORTED = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5"
+"""For a sentence."""
+
 
 def series_of(family: str) -> str:
     """`Qwen3-VL` of the mixture of experts too: what the names of its checkpoints begin with."""

@@ -73,8 +73,20 @@ def unpack(
 
 
 def num_rows(pixel_values: torch.Tensor, vision_config: Any) -> int:
-    """Patches in `pixel_values`, of any shape that the tower of this vision config takes for rows."""
-    row = vision_config.in_channels * vision_config.temporal_patch_size * vision_config.patch_size**2
+    """Patches in `pixel_values`, of any shape that the tower of this vision config takes for rows.
+
+    Raises:
+        InvalidLayoutError: the rows are those of another patch size.
+    """
+    size = vision_config.patch_size
+    row = vision_config.in_channels * vision_config.temporal_patch_size * size**2
+    found = pixel_values.shape[1] if pixel_values.ndim == 2 else row
+    if found and found % row and row % found:  # the tower takes whole rows and equal parts of them
+        raise InvalidLayoutError(
+            f"pixel_values has rows of {found} values, expected {row}, a patch of {size}×{size} px in "
+            f"{vision_config.temporal_patch_size} frames: another family's processor made them; load the processor "
+            "from the model's own checkpoint"
+        )
     return pixel_values.numel() // row
 
 
@@ -93,20 +105,33 @@ def num_merge_cells(grids: Any) -> int:
 
 
 def refuse_mixed_scales(
-    pixel_values: torch.Tensor | None, image_grid_thw: torch.Tensor | None, vision_config: Any
+    pixel_values: torch.Tensor | None,
+    image_grid_thw: torch.Tensor | None,
+    vision_config: Any,
+    position_ids: torch.Tensor | None = None,
 ) -> None:
     """Refuse pixels that come without a layout and are not one row per cell of their grids.
+
+    Args:
+        pixel_values, image_grid_thw: as a model takes them.
+        vision_config: of the model.
+        position_ids: `(patches, 2)` where they are computed already. Then the values of the grids are not read, which
+            may lie on a device that should not be waited for.
 
     Raises:
         InvalidLayoutError: the layout was lost on the way here.
     """
     if not isinstance(pixel_values, torch.Tensor) or image_grid_thw is None or torch.compiler.is_compiling():
         return
-    grids = torch.as_tensor(image_grid_thw)
-    expected, found = int(grids.prod(-1).sum()), num_rows(pixel_values, vision_config)
+    found = num_rows(pixel_values, vision_config)
+    if position_ids is not None:
+        expected, grids = len(position_ids), "with its positions"
+    else:
+        values = torch.as_tensor(image_grid_thw)
+        expected, grids = int(values.prod(-1).sum()), str(values.tolist())
     if found != expected:
         raise InvalidLayoutError(
-            f"pixel_values has {found} rows but image_grid_thw {grids.tolist()} has {expected} patches and there is "
+            f"pixel_values has {found} rows but image_grid_thw {grids} has {expected} patches and there is "
             f"no image_patch_layout; {LOST_LAYOUT}"
         )
 

@@ -90,7 +90,8 @@ class MultimodalModel(Overlay):
             try:
                 return upstream(self, **given)
             except Exception:
-                refuse_missing_placeholders(types, mask, grids)
+                if types is not None:
+                    refuse_missing_placeholders(types, mask, grids)
                 raise
         layouts = unpack(image_patch_layout, grids)
         refuse_other_placeholders(types, mask, layouts)

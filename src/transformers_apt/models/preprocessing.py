@@ -5,10 +5,8 @@ Axis legend: `b` images of one shape, `n` patches, `c` channels, `p` patch side 
 
 import inspect
 import itertools
-import math
 import threading
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers.image_processing_utils import BatchFeature
 
-from apt_code.importance.common import are_grey_levels
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_packing import Affine, RowPacker
 from apt_code.patch_tokenizer import PatchTokenizer
-from transformers_apt.models import reach, settings
+from transformers_apt.models import families, pixels, reach, settings
 from transformers_apt.models.layouts import LAYOUT_KEY
 from transformers_apt.models.programs import calling_program
 from transformers_apt.models.settings import NUM_SCALES, OFF, logger
@@ -62,7 +60,7 @@ class PatchSelector:
     ) -> "PatchSelector":
         """From a `_preprocess` call's arguments; `normalise` and `affine` as `RowPacker`."""
         pack = RowPacker(kwargs["patch_size"], kwargs["temporal_patch_size"], normalise, affine)
-        return cls(settings, kwargs["patch_size"], kwargs["merge_size"], _grey_scale(kwargs), pack)
+        return cls(settings, kwargs["patch_size"], kwargs["merge_size"], pixels.grey_scale(kwargs), pack)
 
     def choose(
         self, images: Tensor, readable: Sequence[bool]
@@ -152,6 +150,23 @@ def _parameters(upstream: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
 
 
+def call(
+    upstream: Callable[..., BatchFeature], image_processor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> BatchFeature:
+    """A call of an image processor, with the settings taken past upstream's check of arguments.
+
+    Raises:
+        ValueError: one that was asked for patches cut them itself and ignored it.
+    """
+    given = settings.take(kwargs, settings.names_of(image_processor, kwargs))
+    under_way = reach.current_call(image_processor).naming(given)
+    with reach.calling(under_way):
+        output = upstream(image_processor, *args, **kwargs)
+    if not under_way.decided:
+        refuse_ignored(under_way, output)
+    return output
+
+
 def preprocess(
     image_processor: Any,
     upstream: Callable[..., BatchFeature],
@@ -170,15 +185,19 @@ def preprocess(
         affine: gives what `RowPacker` wants; like `resized`, not asked for `"off"`.
     """
     call = reach.current_call(image_processor)
-    given = {**settings.take(image_processor, arguments), **call.given}
-    resolved = settings.resolve(image_processor, given)
+    call.decided.append(True)
+    given = {**settings.take(arguments, settings.names_of(image_processor, arguments)), **call.given}
+    default = reach.default_of_call(call, arguments["patch_size"])
+    resolved = settings.resolve(image_processor, given, default.method)
+    if default.notice is not None and not resolved.anything:
+        reach.say_once(default.notice)
     images = arguments["images"]
-    if not is_adaptive(call, resolved, images, arguments):
+    ranges = adaptive_ranges(call, resolved, images, arguments)
+    if ranges is None:
         _last_calls.by_processor[image_processor] = LastCall([None] * len(images), adaptive=False)
         return upstream(image_processor, **arguments)
-    readable = _are_readable(images, _grey_scale(arguments))
     select = PatchSelector.of_call(resolved.values, arguments, normalise, affine())
-    found = select(resized(), readable, group=not arguments.get("disable_grouping"))
+    found = select(resized(), pixels.are_readable(ranges), group=not arguments.get("disable_grouping"))
     _last_calls.by_processor[image_processor] = LastCall(found.infos, adaptive=True)
     grids = [[1, *layout.grid] for layout in found.layouts]
     patches = torch.cat([layout.patches for layout in found.layouts])
@@ -198,31 +217,42 @@ def preprocess(
 # -------------------------------------------------------------------- adaptive or not
 
 
-def is_adaptive(
+def adaptive_ranges(
     call: reach.Call, resolved: settings.Resolved, images: Sequence[Any], arguments: Mapping[str, Any]
-) -> bool:
-    """Whether this call chooses patches; if not, upstream works as if this package were not there.
+) -> list[pixels.Range] | None:
+    """The range of each image if this call chooses patches; `None` if upstream works as without this package.
 
     Raises:
         ValueError: somebody asked for what cannot be had.
     """
-    if resolved.method == OFF:
-        return False
-    if not resolved.asked:
-        if not reach.default_reaches(call, arguments["patch_size"]):
-            return False
-        _check_images(images)
-        obstacle = _obstacle(images, arguments)
-        if obstacle:
-            logger.warning_once(f"{obstacle}; they stay off.")
-        return obstacle is None
+    if resolved.method == OFF or (resolved.asked and not _is_possible(call, resolved)):
+        return None
+    pixels.check(images)
+    ranges: list[pixels.Range] = []
+    obstacle = _obstacle(images, arguments)
+    if obstacle is None:
+        ranges = pixels.ranges_of(images, pixels.grey_scale(arguments))
+        obstacle = pixels.not_finite(ranges)
+    if obstacle is None:
+        return ranges
+    if resolved.asked:
+        raise ValueError(f"{obstacle}; or pass patch_selection_method={OFF!r}")
+    logger.warning_once(f"{obstacle}; they stay off.")
+    return None
+
+
+def _is_possible(call: reach.Call, resolved: settings.Resolved) -> bool:
+    """Whether somebody reads the layouts that were asked for; only the environment variable, which speaks to every
+    processor of a process, is answered with a warning where nobody does.
+
+    Raises:
+        ValueError: nobody does.
+    """
     asked_for = f"patch_selection_method={resolved.method!r}"
-    if call.processor is not None and not reach.is_supported(call.processor):
-        refusal = (
-            f"{asked_for} with {type(call.processor).__name__}: adaptive patches are supported for "
-            f"{reach.SUPPORTED_FAMILIES} only"
-        )
-        if resolved.only_by_environment:  # which speaks to every processor of the process
+    owner = call.owner
+    if owner is not None and not owner.reads_layouts:
+        refusal = f"{asked_for} with {owner.name}: adaptive patches are supported for {families.SUPPORTED} only"
+        if resolved.only_by_environment:
             logger.warning_once(f"{settings.ENVIRONMENT}: {refusal}; this one works as without it.")
             return False
         raise ValueError(f"{refusal}; leave the argument out, or pass {OFF!r}")
@@ -232,10 +262,6 @@ def is_adaptive(
             f"{asked_for} in {program.name}, which {program.why}: it cannot read the adaptive patches of "
             f"transformers-apt. Pass patch_selection_method={OFF!r}, or leave the setting out"
         )
-    _check_images(images)
-    obstacle = _obstacle(images, arguments)
-    if obstacle:
-        raise ValueError(f"{obstacle}; or pass patch_selection_method={OFF!r}")
     return True
 
 
@@ -248,8 +274,8 @@ def refuse_ignored(call: reach.Call, output: Any) -> None:
     image_processor = call.image_processor
     if not isinstance(output, Mapping) or LAYOUT_KEY in output:  # a subclass may return what it likes
         return
-    resolved = settings.resolve(image_processor, call.given)
-    if resolved.asked and resolved.method != OFF and not resolved.only_by_environment:
+    resolved = settings.resolve(image_processor, call.given, OFF)
+    if resolved.method != OFF and not resolved.only_by_environment:
         raise ValueError(
             f"patch_selection_method={resolved.method!r} with {type(image_processor).__name__}, which cuts patches "
             f"itself and made no layout: call upstream's _preprocess from its own, or pass {OFF!r}"
@@ -259,7 +285,12 @@ def refuse_ignored(call: reach.Call, output: Any) -> None:
 def _obstacle(images: Sequence[Any], arguments: Mapping[str, Any]) -> str | None:
     """Why patches cannot be chosen on these images, if so."""
     if arguments["merge_size"] != MERGE_SIZE:
-        return f"merge_size={arguments['merge_size']} with adaptive patches: expected {MERGE_SIZE}, Qwen2-VL's"
+        return (
+            f"merge_size={arguments['merge_size']} with adaptive patches: expected {MERGE_SIZE}, as all families have"
+        )
+    strange = pixels.not_numbers(images)
+    if strange is not None:
+        return strange
     channels = {image.shape[0] for image in images}
     if not channels <= set(READABLE_CHANNELS) or len(channels) > 1:
         return (
@@ -271,66 +302,6 @@ def _obstacle(images: Sequence[Any], arguments: Mapping[str, Any]) -> str | None
         if isinstance(values, (list, tuple)) and {len(values)} != channels:
             return f"{name} has {len(values)} values for images of {channels.pop()} channel(s) with adaptive patches"
     return None
-
-
-def _check_images(images: Sequence[Any]) -> None:
-    """Refuse a call without a pixel, where upstream would divide by zero.
-
-    Raises:
-        ValueError: no image, or an image without a pixel.
-    """
-    if not images:
-        raise ValueError("images=[]: expected at least one image; leave the argument out for a prompt of text alone")
-    for i, image in enumerate(images):
-        if 0 in image.shape:
-            raise ValueError(
-                f"image {i} has the shape {tuple(image.shape)}: expected at least one pixel; leave the image out"
-            )
-
-
-def _grey_scale(arguments: Mapping[str, Any]) -> float:
-    """What a floating-point pixel is multiplied by to be a grey level: rescaled pixels are meant to be in [0, 1]."""
-    return round(arguments["rescale_factor"] * 255, 9) if arguments["do_rescale"] else 255.0
-
-
-def _are_readable(images: Sequence[Any], grey_scale: float) -> list[bool]:
-    """Whether the values of each image, before resizing, can be grey levels in [0, 255]; says so where they cannot.
-
-    Patches chosen on other values (already rescaled or normalised, 16 bits) would throw the image away without a word.
-
-    Raises:
-        ValueError: a pixel that is not finite.
-    """
-    readable = []
-    for i, image in enumerate(images):
-        if image.dtype in (torch.uint8, np.uint8):
-            readable.append(True)
-            continue
-        lowest, highest = _extremes(image)
-        if image.dtype.is_floating_point if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating):
-            lowest, highest = lowest * grey_scale, highest * grey_scale
-        if not (math.isfinite(lowest) and math.isfinite(highest)):
-            raise ValueError(
-                f"image {i} holds NaN or infinite pixels: expected finite values in [0, 255] (or in [0, 1], with the "
-                f"rescaling that fits); replace them (torch.nan_to_num), or pass patch_selection_method={OFF!r}"
-            )
-        readable.append(bool(are_grey_levels(lowest, highest)))
-    if not all(readable):  # a constant text, so that it is said once
-        logger.warning_once(
-            "An image holds pixels that cannot be grey levels, expected 0 to 255: patches cannot be chosen on it, and "
-            "all are kept. Pass uint8 images, or floats that do_rescale (which assumes 0 to 255) or its absence "
-            f"(which assumes 0 to 1) fits; or turn adaptive patches off with patch_selection_method={OFF!r}."
-        )
-    return readable
-
-
-def _extremes(image: Any) -> tuple[float, float]:
-    """The smallest and the largest value of an image of either backend; NaN where it holds one."""
-    if isinstance(image, np.ndarray):
-        return float(image.min()), float(image.max())
-    values = image.detach() if image.is_floating_point() else image.float()  # not every integer type has a maximum
-    lowest, highest = torch.stack(values.aminmax()).tolist()
-    return lowest, highest
 
 
 # -------------------------------------------------------------------- what the last call did
@@ -348,7 +319,7 @@ class _LastCalls(threading.local):
     """Per thread, the last call of each image processor; kept outside the processor so that it is never saved."""
 
     def __init__(self) -> None:
-        self.by_processor: weakref.WeakKeyDictionary[Any, LastCall] = weakref.WeakKeyDictionary()
+        self.by_processor: MutableMapping[Any, LastCall] = WeakIdKeyDictionary()
 
 
 _last_calls = _LastCalls()
@@ -374,7 +345,5 @@ def makes_layouts(processor: Any) -> bool:
     last = _last_calls.by_processor.get(image_processor)
     if last is not None:
         return last.adaptive
-    resolved = settings.resolve(image_processor, {})
-    if resolved.asked:
-        return resolved.method != OFF
-    return reach.default_reaches(reach.Call(image_processor, processor), image_processor.patch_size)
+    default = reach.default_of_call(reach.Call(image_processor, processor), image_processor.patch_size)
+    return settings.resolve(image_processor, {}, default.method).method != OFF

@@ -10,8 +10,8 @@ from transformers_apt.models import reach, settings
 class ProcessorMixin(Overlay):
     """Modifications, all of them for processors of `Qwen2VLImageProcessor` only, which about fifteen families share:
 
-    - `__setattr__` and `__setstate__` (a copy, or one that was pickled) note that it is owned: called on its own it
-      then works as upstream's, to the bit, unless it is asked otherwise;
+    - `__setattr__` and `__setstate__` (a copy, or one that was pickled) note that it is owned, and so does every call
+      of the processor: called on its own it then works as upstream's, to the bit, unless it is asked otherwise;
     - `_merge_kwargs` takes the settings past upstream's check of arguments, from wherever it takes images' arguments;
     - `_process_images` says through which processor the call comes.
     """
@@ -21,31 +21,36 @@ class ProcessorMixin(Overlay):
     @overrides("name", "value")
     def __setattr__(upstream: Any, self: Any, name: str, value: Any) -> None:  # type: ignore[misc]
         upstream(self, name, value)
-        if name == "image_processor":
-            reach.mark_owned(value)
+        reach.mark_owned(value, reach.Owner.of(self))
 
     def __setstate__(self: Any, state: Any) -> None:
-        # as object restores it: a dictionary, or one and another of what lies in slots
-        attributes, slots = state if isinstance(state, tuple) else (state, None)
-        self.__dict__.update(attributes or {})
-        for name, value in (slots or {}).items():
-            object.__setattr__(self, name, value)
-        reach.mark_owned(self.__dict__.get("image_processor"))
+        reach.restore(self, state)
+        for value in self.__dict__.values():
+            reach.mark_owned(value, reach.Owner.of(self))
 
     @overrides()
     def _merge_kwargs(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         image_processor = getattr(self, "image_processor", None)
         if not reach.is_shared(image_processor):
             return upstream(self, *args, **kwargs)
-        given = settings.take(image_processor, kwargs)
-        for group in ("images_kwargs", "common_kwargs"):
+        reach.mark_owned(image_processor, reach.Owner.of(self))  # a subclass may keep it its own way
+        declared = (args[0] if args else kwargs.get("ModelProcessorKwargs")) or getattr(
+            self, "valid_processor_kwargs", None
+        )
+        groups = getattr(declared, "__annotations__", {})
+        nested = kwargs.get("images_kwargs")
+        ours = settings.names_of(image_processor, [*kwargs, *(nested if isinstance(nested, Mapping) else ())])
+        of_images = set(ours) & set(settings.names_beside(groups.get("images_kwargs")))
+        flat = set(ours) & set(settings.names_beside(declared, *groups.values(), *_of_other_parts(self)))
+        given = settings.take(kwargs, flat)
+        for group, names in (("images_kwargs", of_images), ("common_kwargs", flat)):
             if isinstance(kwargs.get(group), Mapping):
                 kwargs[group] = dict(kwargs[group])
-                nested = settings.take(image_processor, kwargs[group])
-                twice = sorted(set(given) & set(nested)) if group == "images_kwargs" else []
+                inner = settings.take(kwargs[group], names)
+                twice = sorted(set(given) & set(inner)) if group == "images_kwargs" else []
                 if twice:
                     raise ValueError(f"{twice[0]} was passed twice, in images_kwargs and beside it; pass it once")
-                given = {**nested, **given}
+                given = {**inner, **given}
         merged = upstream(self, *args, **kwargs)
         merged["images_kwargs"].update(given)
         return merged
@@ -55,6 +60,13 @@ class ProcessorMixin(Overlay):
         image_processor = self.image_processor
         if not reach.is_shared(image_processor):
             return upstream(self, images, **kwargs)
-        given = settings.take(image_processor, kwargs)
+        reach.mark_owned(image_processor, reach.Owner.of(self))
+        given = settings.take(kwargs, settings.names_of(image_processor, kwargs))
         with reach.calling(reach.Call(image_processor, self, given)):
             return upstream(self, images, **kwargs)
+
+
+def _of_other_parts(processor: Any) -> list[Any]:
+    """The declarations of the arguments that a processor's other parts take."""
+    parts = (getattr(processor, name, None) for name in ("tokenizer", "video_processor", "feature_extractor"))
+    return [getattr(part, "valid_kwargs", None) for part in parts]

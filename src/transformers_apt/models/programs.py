@@ -44,11 +44,35 @@ PROGRAMS: Mapping[str, Program] = {
     "tensorrt_llm": Program("TensorRT-LLM", _COUNTS_PLACEHOLDERS),
     "mlx_vlm": Program("MLX-VLM", "has a vision tower of its own"),
     "optimum.intel": Program("Optimum Intel", "has a vision tower of its own"),
-    "trl": Program("TRL", "would train on patches that nobody asked for", reads_layouts=True),
-    "sentence_transformers": Program(
-        "Sentence Transformers", "would embed images otherwise than those of an index built before", reads_layouts=True
-    ),
-    "lmms_eval": Program("lmms-eval", "measures what is compared with full resolution", reads_layouts=True),
+    **{
+        module: Program(name, "measures what is compared with full resolution", reads_layouts=True)
+        for module, name in (
+            ("lmms_eval", "lmms-eval"),
+            ("lm_eval", "lm-evaluation-harness"),
+            ("vlmeval", "VLMEvalKit"),
+            ("lighteval", "Lighteval"),
+            ("opencompass", "OpenCompass"),
+            ("evalscope", "EvalScope"),
+        )
+    },
+    **{
+        module: Program(name, "would train on patches that nobody asked for", reads_layouts=True)
+        for module, name in (
+            ("trl", "TRL"),
+            ("axolotl", "Axolotl"),
+            ("unsloth", "Unsloth"),
+            ("openrlhf", "OpenRLHF"),
+            ("xtuner", "XTuner"),
+        )
+    },
+    **{
+        module: Program(name, "would embed images otherwise than those of an index built before", reads_layouts=True)
+        for module, name in (("sentence_transformers", "Sentence Transformers"), ("mteb", "MTEB"))
+    },
+    **{
+        module: Program(name, "would calibrate on patches that nobody asked for", reads_layouts=True)
+        for module, name in (("llmcompressor", "LLM Compressor"), ("gptqmodel", "GPTQModel"))
+    },
 }
 """By the name of a module that is imported where the program is used; submodules belong to it."""
 

@@ -7,19 +7,18 @@ processor that no processor owns, in a process without a program of the table in
 import contextlib
 import multiprocessing
 import os
-import weakref
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+import transformers
+from torch.utils.weak import WeakIdKeyDictionary
 
 from transformers_apt.models.programs import loaded_program
-from transformers_apt.models.settings import ENVIRONMENT, OFF, logger
+from transformers_apt.models.settings import DEFAULTS, ENVIRONMENT, OFF, SHARED, logger
 
-SUPPORTED_FAMILIES = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5"
 PATCH_SIZE = 14
 """Qwen2-VL's. A lone image processor with another one belongs to another family."""
 
@@ -37,7 +36,7 @@ FIRST_USE_NOTICE = (
 
 def is_shared(image_processor: Any) -> bool:
     """Whether this is the image processor that Qwen-VL and about fifteen other families share, or a subclass."""
-    return isinstance(image_processor, (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil))
+    return isinstance(image_processor, SHARED)
 
 
 def is_supported(processor: Any) -> bool:
@@ -52,29 +51,75 @@ def default_of(processor: Any) -> str:
 
 # -------------------------------------------------------------------- ownership
 
-_owned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-"""Image processors that a processor owns, by id. Kept outside them, so that it is never saved or copied."""
+
+class Owner(NamedTuple):
+    """A processor class that an image processor belongs to.
+
+    Attributes:
+        name: its name.
+        reads_layouts: whether the models that it serves read mixed scales.
+    """
+
+    name: str
+    reads_layouts: bool
+
+    @classmethod
+    def of(cls, processor: Any) -> "Owner":
+        return cls(type(processor).__name__, is_supported(processor))
 
 
-def mark_owned(image_processor: Any) -> None:
+_owners: MutableMapping[Any, Owner] = WeakIdKeyDictionary()
+"""The last owner of each image processor. Kept outside them, so that it is neither saved nor seen."""
+
+
+def mark_owned(image_processor: Any, owner: Owner) -> None:
     if is_shared(image_processor):
-        _owned[id(image_processor)] = image_processor
+        _owners[image_processor] = owner
 
 
 def mark_family(image_processor: Any, processor_class: str | None) -> None:
     """Note of a lone image processor that its checkpoint is another family's, by the name of the processor there."""
     if processor_class not in (None, "Qwen2VLProcessor"):
-        mark_owned(image_processor)
+        found = getattr(transformers, processor_class, None)
+        mark_owned(image_processor, Owner(processor_class, getattr(found, "reads_patch_layouts", False)))
 
 
-def is_owned(image_processor: Any) -> bool:
-    return _owned.get(id(image_processor)) is image_processor
+def owner_of(image_processor: Any) -> Owner | None:
+    return _owners.get(image_processor)
+
+
+_OWNER = "_transformers_apt_owner"
+"""Where the owner stands in the state of an image processor that is copied or pickled, and nowhere else."""
+
+
+def restore(self: Any, state: Any) -> None:
+    """As `object` restores a state: a dictionary, or one and another of what lies in slots."""
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    self.__dict__.update(attributes or {})
+    for name, value in (slots or {}).items():
+        object.__setattr__(self, name, value)
+
+
+def with_owner(image_processor: Any, state: Any) -> Any:
+    """The state of an image processor, with its owner where `restore_with_owner` is going to read it."""
+    owner = owner_of(image_processor)
+    if owner is None or not isinstance(state, dict) or type(image_processor).__setstate__ is not restore_with_owner:
+        return state
+    return {**state, _OWNER: tuple(owner)}  # no class of ours: it has to load where this package is missing
+
+
+def restore_with_owner(self: Any, state: Any) -> None:
+    """`__setstate__` of an image processor."""
+    restore(self, state)
+    owner = self.__dict__.pop(_OWNER, None)
+    if owner is not None:
+        mark_owned(self, Owner(*owner))
 
 
 # -------------------------------------------------------------------- the call under way
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """A call of an image processor.
 
@@ -83,57 +128,103 @@ class Call:
         processor: the processor that makes it, `None` for a direct call.
         given: the settings that the call names. They travel here, because an image processor of somebody else's may
             take no arguments but its own.
+        decided: not empty once `_preprocess` has read the settings. A subclass that cuts patches itself never asks.
     """
 
     image_processor: Any
     processor: Any = None
     given: Mapping[str, Any] = field(default_factory=dict)
+    decided: list[bool] = field(default_factory=list)
+
+    @property
+    def owner(self) -> Owner | None:
+        """What the image processor belongs to, `None` for a lone one."""
+        return owner_of(self.image_processor) if self.processor is None else Owner.of(self.processor)
 
     def naming(self, given: Mapping[str, Any]) -> "Call":
         """The same call, with more settings named."""
-        return replace(self, given={**self.given, **given})
+        return replace(self, given={**self.given, **given}) if given else self
 
 
 _call: ContextVar[Call | None] = ContextVar("transformers_apt_call", default=None)
+_under_way: MutableMapping[Any, list[Call]] = WeakIdKeyDictionary()
+_under_way_lock = threading.Lock()
 
 
 def current_call(image_processor: Any) -> Call:
-    """The call of this image processor that is under way in this thread."""
+    """The call of this image processor that is under way.
+
+    Raises:
+        RuntimeError: a thread that a subclass started asks, and calls with different settings are under way.
+    """
     call = _call.get()
-    return call if call is not None and call.image_processor is image_processor else Call(image_processor)
+    if call is not None and call.image_processor is image_processor:
+        return call
+    calls = _under_way.get(image_processor)
+    if not calls:
+        return Call(image_processor)
+    first = calls[0]
+    if any(call.processor is not first.processor or repr(call.given) != repr(first.given) for call in calls[1:]):
+        raise RuntimeError(
+            f"{type(image_processor).__name__} works in threads of its own while calls with different patch "
+            "selection settings are under way, so that a thread cannot know its call; start threads with "
+            "contextvars.copy_context().run, or make one call at a time"
+        )
+    return first
 
 
 @contextlib.contextmanager
 def calling(call: Call) -> Iterator[None]:
+    """Make it the call under way: in this thread, and in those that an image processor may start."""
     token = _call.set(call)
+    with _under_way_lock:
+        _under_way.setdefault(call.image_processor, []).append(call)
     try:
         yield
     finally:
         _call.reset(token)
+        with _under_way_lock:
+            _under_way[call.image_processor].remove(call)
 
 
-def default_reaches(call: Call, patch_size: int) -> bool:
-    """Whether a call in which nobody asked for anything gets the package default; says so once, either way."""
+# -------------------------------------------------------------------- the package default
+
+
+class Default(NamedTuple):
+    """What a call gets in which nobody named a method.
+
+    Attributes:
+        method: `"off"` where the package default does not reach.
+        notice: what there is to say where nobody asked for anything.
+    """
+
+    method: str
+    notice: str | None = None
+
+
+def default_of_call(call: Call, patch_size: int) -> Default:
+    """The package default, as far as it reaches this call of an image processor with patches of this size in px."""
     image_processor, processor = call.image_processor, call.processor
-    if type(image_processor) not in (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil) or patch_size != PATCH_SIZE:
-        return False
-    if processor is None and is_owned(image_processor):
-        return False
-    if processor is not None and default_of(processor) == OFF:
-        return False
+    known = type(image_processor) in SHARED and patch_size == PATCH_SIZE
+    if not known or (owner_of(image_processor) is not None if processor is None else default_of(processor) == OFF):
+        return Default(OFF)
     program = loaded_program()
-    if program is not None:
-        _say_once(
-            f"Adaptive patches stay off in this process, because {program.name} is loaded: it {program.why}. To use "
-            f"them where it works, ask for them: {ENVIRONMENT}="
-            '\'{"patch_selection_method": "budget", "alpha": 0.3}\' in the environment. (This notice appears once.)'
-        )
-        return False
-    _say_once(FIRST_USE_NOTICE)
-    return True
+    if program is None:
+        return Default(DEFAULTS["patch_selection_method"], FIRST_USE_NOTICE)
+    return Default(
+        OFF,
+        f"Adaptive patches stay off in this process, because {program.name} is loaded: it {program.why}. To use "
+        f"them where it works, ask for them: {ENVIRONMENT}="
+        '\'{"patch_selection_method": "budget", "alpha": 0.3}\' in the environment. (This notice appears once.)',
+    )
 
 
-def _say_once(notice: str) -> None:
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+"""Where launchers say which process of a program this is."""
+
+
+def say_once(notice: str) -> None:
     """Once for a program: not in its workers (of a DataLoader, say), and on its first rank only."""
-    if multiprocessing.parent_process() is None and os.environ.get("RANK", "0") in ("", "0"):
+    rank = next((os.environ[name] for name in _RANKS if os.environ.get(name)), "0")
+    if multiprocessing.parent_process() is None and rank == "0":
         logger.warning_once(notice)

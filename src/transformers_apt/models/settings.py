@@ -6,11 +6,13 @@ loaded with it), the environment variable `TRANSFORMERS_APT_SETTINGS`, the packa
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.utils import logging
 
 from apt_code.importance import IMPORTANCE_METHODS
@@ -19,11 +21,17 @@ from apt_code.selection.settings import check_thresholds
 
 logger = logging.get_logger("transformers.models.qwen2_vl.adaptive_patches")
 
+METHOD = "patch_selection_method"
+"""The one setting whose name nobody else uses."""
+
 OFF = "off"
 """The method that leaves upstream's preprocessing as it is, bit for bit."""
 
 NUM_SCALES = 3
-"""14, 28 and 56 px."""
+"""Patches have a family's own patch size, twice and four times that: 14, 28 and 56 px, or 16, 32 and 64."""
+
+SHARED = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
+"""The image processors of all families, one for each backend."""
 
 ENVIRONMENT = "TRANSFORMERS_APT_SETTINGS"
 """Holds settings as a JSON object, for programs whose calls cannot be edited."""
@@ -72,22 +80,39 @@ def check_selection(
         if value is not None and not (isinstance(value, str) and value in known):
             raise ValueError(f"{name}={value!r}: expected one of {known}")
     if alpha is not None:
-        check_alpha(patch_selection_method or DEFAULTS["patch_selection_method"], alpha)
+        check_alpha(patch_selection_method or "v2", alpha)  # whose range is the widest
     if thresholds is not None:
         check_thresholds(thresholds, NUM_SCALES)
 
 
-def names_of(image_processor: Any) -> tuple[str, ...]:
-    """The settings that this image processor has no other use for: a subclass may have an `alpha` of its own."""
-    own = set(getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", ()))
-    if "patch_selection_method" in own:  # written for this package
+def names_of(image_processor: Any, named: Collection[str] = ()) -> tuple[str, ...]:
+    """The settings that an image processor, or its class, has no other use for, in a call that names `named`.
+
+    A subclass may have an `alpha` of its own. It is taken for ours only beside a method.
+    """
+    cls = image_processor if isinstance(image_processor, type) else type(image_processor)
+    if METHOD in named or METHOD in vars(image_processor) or _is_of_ours(cls):
+        return names_beside(getattr(cls, "valid_kwargs", None))
+    return (METHOD,)
+
+
+def _is_of_ours(cls: type) -> bool:
+    """Whether a class is the shared image processor itself, or names a method of its own."""
+    return cls in SHARED or any(METHOD in vars(base) for base in cls.__mro__ if base not in SHARED)
+
+
+@lru_cache(maxsize=64)
+def names_beside(*typed_dicts: Any) -> tuple[str, ...]:
+    """The settings that none of these declarations of arguments has a use of its own for."""
+    own = {name for declared in typed_dicts for name in getattr(declared, "__annotations__", ())}
+    if METHOD in own:  # written for this package
         return tuple(DEFAULTS)
     return tuple(name for name in DEFAULTS if name not in own)
 
 
-def take(image_processor: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Take the settings that are given out of a call's arguments."""
-    taken = {name: arguments.pop(name) for name in names_of(image_processor) if name in arguments}
+def take(arguments: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Take the settings of these names that are given out of a call's arguments."""
+    taken = {name: arguments.pop(name) for name in names if name in arguments}
     return {name: value for name, value in taken.items() if value is not None}
 
 
@@ -97,39 +122,58 @@ class Resolved:
 
     Attributes:
         values: all settings.
-        asked: somebody asked for something, so that the package default is not what decides.
-        only_by_environment: and nobody but the environment variable did.
+        asked: somebody named the method, so that the package default is not what decides.
+        anything: somebody named any setting.
+        only_by_environment: the method comes from the environment variable, which speaks to a whole process.
     """
 
     values: dict[str, Any]
     asked: bool
+    anything: bool
     only_by_environment: bool
 
     @property
     def method(self) -> str:
-        return str(self.values["patch_selection_method"])
+        return str(self.values[METHOD])
 
     @property
     def used(self) -> dict[str, Any]:
         """The method, and the settings that it reads."""
-        names = ("patch_selection_method", *sorted(USED_BY[self.method]))
-        return {name: self.values[name] for name in names}
+        return {name: self.values[name] for name in (METHOD, *sorted(USED_BY[self.method]))}
 
 
-def resolve(image_processor: Any, given: Mapping[str, Any]) -> Resolved:
-    """The settings of a call that names `given`.
+def resolve(image_processor: Any, given: Mapping[str, Any], default: str = DEFAULTS[METHOD]) -> Resolved:
+    """The settings of a call that names `given`, with `default` for the method where nobody names one.
 
     Raises:
         TypeError, ValueError: one that cannot be used.
     """
-    sources = (given, attributes_of(image_processor), of_environment())
-    values = dict(DEFAULTS)
-    for source in reversed(sources):
-        values.update(source)
-    check_selection(**values)
-    asked = any(sources)
-    _name_what_has_no_effect(sources, values)
-    return Resolved(values, asked, asked and not any(sources[:2]))
+    sources = [given]
+    for source in (lambda: attributes_of(image_processor), of_environment):
+        if not any(
+            _is_off(found.get(METHOD)) for found in sources
+        ):  # then nobody asks what lies further from the call
+            sources.append(source())
+    for i, found in enumerate(sources):  # thresholds alone ask for the one method that reads them
+        if "thresholds" in found and not any(METHOD in nearer for nearer in sources[: i + 1]):
+            sources[i] = {**found, METHOD: DEFAULTS[METHOD]}
+    values = {**DEFAULTS, METHOD: default}
+    for found in reversed(sources):
+        values.update(found)
+    try:
+        check_selection(**values)
+    except (TypeError, ValueError) as error:
+        blamed = set(sources[2]) - set(sources[0]) - set(sources[1]) if len(sources) == 3 else ()
+        if any(name in str(error) for name in blamed):
+            raise type(error)(f"{error} ({ENVIRONMENT}={os.environ[ENVIRONMENT]!r})") from error
+        raise
+    by = next((i for i, found in enumerate(sources) if METHOD in found), None)
+    _name_what_has_no_effect(sources if by is None else sources[: by + 1], values)
+    return Resolved(values, by is not None, any(sources), by == 2)
+
+
+def _is_off(method: Any) -> bool:
+    return isinstance(method, str) and method == OFF  # an array has no one truth value
 
 
 def attributes_of(image_processor: Any) -> dict[str, Any]:
@@ -137,12 +181,24 @@ def attributes_of(image_processor: Any) -> dict[str, Any]:
     found = {}
     for name in names_of(image_processor):
         value = vars(image_processor).get(name)
-        if value is None:  # a class attribute that differs from ours was set by a subclass, or by a program
-            value = getattr(type(image_processor), name, None)
-            value = None if value == DEFAULTS[name] else value
+        value = _of_class(image_processor, name) if value is None else value
         if value is not None:
             found[name] = value
     return found
+
+
+def _of_class(image_processor: Any, name: str) -> Any:
+    """A setting that a subclass, or a program, made a class attribute; `None` where it is only this package's."""
+    cls = type(image_processor)
+    for base in cls.__mro__ if name == METHOD or _is_of_ours(cls) else ():
+        value = vars(base).get(name)
+        if value is None or (base in SHARED and value is DEFAULTS[name]):
+            continue
+        if not hasattr(value, "__get__"):
+            return value
+        # a property or a method: only the name that is ours alone means ours
+        return getattr(image_processor, name) if name == METHOD else None
+    return None
 
 
 def of_environment() -> dict[str, Any]:
@@ -161,7 +217,7 @@ def _parse(text: str) -> Mapping[str, Any]:
     example = """expected a JSON object, for example {"patch_selection_method": "budget", "alpha": 0.3}"""
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{ENVIRONMENT}={text!r} is no JSON ({error}); {example}") from error
     if not isinstance(found, dict) or not set(found) <= set(DEFAULTS):
         raise ValueError(f"{ENVIRONMENT}={text!r}: {example}, with keys among {list(DEFAULTS)}")
@@ -175,15 +231,10 @@ def _parse(text: str) -> Mapping[str, Any]:
 
 def _name_what_has_no_effect(sources: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> None:
     """Say so of settings that came with the method, or closer to the call, and that it does not read."""
-    method = str(values["patch_selection_method"])
-    source_of_method = next(
-        (i for i, source in enumerate(sources) if "patch_selection_method" in source), len(sources)
-    )
-    with_the_method = sources[: source_of_method + 1]
-    if method == OFF:  # what an attribute says beside an `off` of its own is kept for later
-        with_the_method = with_the_method[:1]
-    given = {name for source in with_the_method for name in source}
-    for name in sorted(given - USED_BY[method] - {"patch_selection_method"}):
+    method = str(values[METHOD])
+    if method == OFF and METHOD in sources[-1]:  # what an attribute says beside an `off` of its own is kept for later
+        sources = sources[:1]
+    for name in sorted({name for source in sources for name in source} - USED_BY[method] - {METHOD}):
         logger.warning_once(
             f"{name}={values[name]} has no effect with patch_selection_method={method!r}; it is used by "
             f"{[other for other, used in USED_BY.items() if name in used]}."

@@ -94,12 +94,14 @@ class VisionTower(Overlay):
         patch_layout: Tensor | list[PatchLayout] | None = None,
         **kwargs: Any,
     ) -> Any:
+        precomputed = sorted(set(kwargs) & set(PRECOMPUTED))
         if patch_layout is None:
-            refuse_mixed_scales(hidden_states, grid_thw, self.config)
+            positions = kwargs.get("position_ids")
+            if positions is not None or not precomputed:
+                refuse_mixed_scales(hidden_states, grid_thw, self.config, positions)
             return upstream(self, hidden_states, grid_thw, **kwargs)
         if not isinstance(patch_layout, list):
             patch_layout = unpack(patch_layout, grid_thw, num_rows(hidden_states, self.config))
-        precomputed = sorted(set(kwargs) & set(PRECOMPUTED))
         if precomputed:
             raise ValueError(
                 f"image_{precomputed[0]} with image_patch_layout: what it holds follows from the layout; leave it "

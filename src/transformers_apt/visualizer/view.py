@@ -30,8 +30,8 @@ from apt_code.selection_settings import BUDGETED, check_thresholds
 from apt_code.visualization import to_picture
 from transformers_apt.engine.patching import BASE
 from transformers_apt.models import settings as selection
-from transformers_apt.models.families import NAMES
-from transformers_apt.models.reach import PATCH_SIZE, SUPPORTED_FAMILIES
+from transformers_apt.models.families import NAMES, SUPPORTED
+from transformers_apt.models.reach import PATCH_SIZE
 from transformers_apt.models.stats import image_layouts
 
 SIZES = ("patch_size", "temporal_patch_size", "merge_size")
@@ -126,7 +126,7 @@ def _family_of(model: str) -> str:
     if family not in NAMES:
         raise ValueError(
             f"{model} is of the family {family}: expected a checkpoint of one of those that read adaptive patches, "
-            f"{SUPPORTED_FAMILIES}"
+            f"{SUPPORTED}"
         )
     return family
 

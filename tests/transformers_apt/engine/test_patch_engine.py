@@ -9,6 +9,7 @@ import transformers.models.qwen2_vl.image_processing_pil_qwen2_vl as pil_module
 import transformers.models.qwen2_vl.image_processing_qwen2_vl as image_module
 import transformers.models.qwen2_vl.modeling_qwen2_vl as modeling_module
 import transformers.models.qwen2_vl.processing_qwen2_vl as processing_module
+from transformers.generation.utils import GenerationMixin
 from transformers.processing_utils import ProcessorMixin
 
 import transformers_apt
@@ -26,7 +27,7 @@ CLASSES = [
     for module in (pil_module, image_module, modeling_module, processing_module, *OTHERS)
     for value in vars(module).values()
     if isinstance(value, type) and value.__module__ == module.__name__
-] + [ProcessorMixin]
+] + [ProcessorMixin, GenerationMixin]
 
 
 def snapshot():

@@ -241,3 +241,40 @@ def test_any_damaged_file(content, damage, length, backend):
     if picture.width * picture.height > 10**6:
         return  # a damaged header may claim any size: that is the bomb's test
     assert_works_or_is_refused_alike(backend, opened(damaged))
+
+
+def float_pixels(value, backend):
+    pixels = PIXELS.astype(np.float32)
+    pixels[40, 50, 1] = value
+    return torch.from_numpy(pixels) if backend is Qwen2VLImageProcessor else pixels
+
+
+NO_PIXELS = {
+    "NaN": lambda backend: float_pixels(np.nan, backend),
+    "infinite": lambda backend: float_pixels(np.inf, backend),
+    "meta": lambda backend: torch.empty(3, 168, 224, device="meta"),
+    "long double": lambda backend: PIXELS.astype(np.longdouble),
+}
+
+
+@both_backends
+@pytest.mark.parametrize("kind", NO_PIXELS)
+def test_what_cannot_be_chosen_on_is_stock_where_nobody_asked(backend, kind, upstream):
+    """A program that never asked works, or fails, as on stock; one that asked is told what is wrong."""
+
+    def call(**settings):
+        return outcome(backend, lambda: NO_PIXELS[kind](backend), input_data_format=None, **settings)
+
+    with upstream():
+        expected = call()
+    found = call()
+    assert type(found) is type(expected)
+    if isinstance(expected, Exception):
+        assert str(found) == str(expected)
+        return
+    assert set(found) == set(expected) == {"pixel_values", "image_grid_thw"}
+    pixels, others = found["pixel_values"], expected["pixel_values"]
+    assert pixels.shape == others.shape and pixels.dtype == others.dtype
+    assert pixels.is_meta or torch.equal(pixels.nan_to_num(), others.nan_to_num())
+    refusal = call(**BUDGET)
+    assert isinstance(refusal, ValueError) and "adaptive patches: expected" in str(refusal) and "'off'" in str(refusal)

@@ -5,6 +5,7 @@ When a new transformers breaks one of these, the sentence says what the patch re
 
 import functools
 import inspect
+import json
 import pickle
 
 import numpy as np
@@ -97,6 +98,29 @@ def test_the_constructor_sets_what_it_does_not_know(backend):
 def test_from_dict_makes_one_of_a_dictionary_that_is_the_callers_own(backend):
     saved = {"patch_size": 14, "mood": "wild"}
     assert backend.from_dict(saved).mood == "wild" and saved == {"patch_size": 14, "mood": "wild"}
+
+
+@relies_on(*of_both("from_pretrained"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_from_pretrained_reads_its_part_of_a_processors_file(backend, processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    assert saved["processor_class"] == "Qwen2VLProcessor" and "processor_class" not in saved["image_processor"]
+    made, unused = backend.from_pretrained(tmp_path, return_unused_kwargs=True, mood="wild")
+    assert type(made) is backend and unused == {"mood": "wild"}
+
+
+@relies_on(*of_both("__getstate__"), *of_both("__setstate__"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_image_processors_state_is_its_attributes(backend):
+    assert backend.__getstate__ is object.__getstate__ and not hasattr(backend, "__setstate__")
+    assert backend(mood="wild").__getstate__() == vars(backend(mood="wild"))
+
+
+@relies_on("GenerationMixin._validate_model_kwargs")
+def test_generate_refuses_what_no_method_takes(model, stock_inputs):
+    with pytest.raises(ValueError, match="mood"):
+        model.generate(**stock_inputs, mood=torch.ones(1), max_new_tokens=1)
 
 
 @relies_on(*of_both("__call__"), *of_both("preprocess"))

@@ -64,6 +64,10 @@ def test_it_reaches_owned_image_processors_and_whole_processors(processor, promp
         ('{"patch_selection_method": "budget", "alpha": 3}', "alpha=3"),
         ('{"patch_selection_method": "budget", "alpha": "0.3"}', "'0.3'"),
         ('{"thresholds": [1]}', "expected 2 values"),
+        ('{"alpha": NaN}', "alpha=nan"),
+        ('{"alpha": 1e999}', "alpha=inf"),
+        ('{"alpha": -1}', "alpha=-1"),
+        ("[" * 100_000, "is no JSON"),
     ],
 )
 def test_a_bad_value_is_one_clear_error_at_first_use(text, words, processor, prompt, half_plain, environment):
@@ -77,6 +81,17 @@ def test_a_bad_value_is_one_clear_error_at_first_use(text, words, processor, pro
         with pytest.raises(ValueError, match=ENVIRONMENT) as refusal:
             call()
         assert words in str(refusal.value) and text in str(refusal.value)
+    off = {"patch_selection_method": "off"}
+    assert "image_patch_layout" not in processor(images=half_plain, text=prompt(), images_kwargs=off)
+
+
+def test_an_error_of_mixed_sources_names_the_variable(half_plain, environment):
+    environment({"alpha": 2})
+    with pytest.raises(ValueError, match=r"alpha=2 with 'budget'.*TRANSFORMERS_APT_SETTINGS"):
+        Qwen2VLImageProcessor()(images=half_plain, patch_selection_method="budget")
+    with pytest.raises(ValueError, match="alpha=3 with 'budget'") as refusal:
+        Qwen2VLImageProcessor()(images=half_plain, patch_selection_method="budget", alpha=3)
+    assert ENVIRONMENT not in str(refusal.value)
 
 
 def test_a_family_that_is_not_supported_works_as_without_it(half_plain, environment, upstream):

@@ -131,6 +131,28 @@ def test_where_nobody_asked(family, processor, prompt, half_plain, upstream, cap
     assert "image_patch_layout" not in processor.model_input_names
 
 
+@pytest.mark.parametrize("way", ["call", "attribute", "environment"])
+@pytest.mark.parametrize("setting", [{"alpha": 0.3}, {"importance_method": "upsample_mse"}], ids=str)
+def test_a_setting_without_a_method(
+    way, setting, family, processor, prompt, half_plain, upstream, monkeypatch, caplog
+):
+    """The family's own default method decides; where that is off, what has no effect is said and nothing changes."""
+    logging.Logger.warning_once.cache_clear()
+    call = {"images": half_plain, "text": prompt(), "return_tensors": "pt"}
+    with upstream():
+        expected = processor(**call)
+    if way == "attribute":
+        vars(processor.image_processor).update(setting)
+    elif way == "environment":
+        monkeypatch.setenv(ENVIRONMENT, json.dumps(setting))
+    found = processor(**call, images_kwargs=setting if way == "call" else {})
+    assert ("image_patch_layout" in found) == (family == "qwen2_vl")
+    if family != "qwen2_vl":
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    if family != "qwen2_vl" or "alpha" in setting:
+        assert "has no effect with patch_selection_method=" in caplog.text
+
+
 def test_settings_of_the_environment(processor, prompt, half_plain, monkeypatch):
     call = {"images": half_plain, "text": prompt(), "return_tensors": "pt"}
     expected = processor(**call, images_kwargs=BUDGET)

@@ -61,6 +61,22 @@ def test_positions_of_more_grids_than_the_prompt_shows_are_upstreams(model, proc
     with pytest.raises(Exception) as refusal:
         model.model.get_rope_index(x["input_ids"], x["mm_token_type_ids"][:, :-1], x["image_grid_thw"])
     assert not isinstance(refusal.value, InvalidLayoutError)
+    with upstream(), pytest.raises(Exception) as expected:
+        model.model.get_rope_index(x["input_ids"], None, x["image_grid_thw"])
+    with pytest.raises(type(expected.value)) as refusal:
+        model.model.get_rope_index(x["input_ids"], None, x["image_grid_thw"])
+    assert str(refusal.value) == str(expected.value)
+
+
+def test_rows_of_another_patch_size(family, model, inputs):
+    """A whole number of them may even fit the grid: it is their length that says whose they are."""
+    config = model.model.visual.config
+    rows, size = len(inputs["pixel_values"]), 14 if config.patch_size == 16 else 16
+    inputs["pixel_values"] = torch.zeros(rows, config.in_channels * config.temporal_patch_size * size**2)
+    without = {name: value for name, value in inputs.items() if name != "image_patch_layout"}
+    for given in (inputs, without):
+        with pytest.raises(InvalidLayoutError, match=r"rows of \d+ values, expected \d+.*another family's processor"):
+            model(**given)
 
 
 def test_trls_hint_still_finds_upstreams_words(model, inputs):

@@ -1,6 +1,8 @@
 """Image processors derived from upstream's: stock unless asked, and what is asked for is done or refused."""
 
 import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +19,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 from transformers.image_processing_utils import BatchFeature
-from transformers.processing_utils import ImagesKwargs
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
 from transformers_apt.embedded.tiny_checkpoint import build_tokenizer
 
@@ -92,7 +94,61 @@ def own_call(backend):
     return OwnCall
 
 
-KINDS = (by_position, own_arguments, own_alpha, own_preprocess, own_call)
+def own_equality(backend):
+    if backend is Qwen2VLImageProcessor:
+        pytest.skip("upstream's torchvision backend keeps them in a cache, and so needs a hash")
+
+    class OwnEquality(backend):
+        """Equal to its like, and so without a hash."""
+
+        def __eq__(self, other):
+            return type(self) is type(other)
+
+    return OwnEquality
+
+
+def own_names(backend):
+    class OwnNames(backend):
+        """Uses our settings' names for things of its own, and declares none of them."""
+
+        importance_method = "votes"
+
+        @property
+        def alpha(self):
+            raise AssertionError("nobody asked for it")
+
+        def thresholds(self):
+            return [1, 2, 3]
+
+    return OwnNames
+
+
+def own_parameter(backend):
+    class OwnParameter(backend):
+        """Has a parameter of one of our settings' names, which it does not declare."""
+
+        def preprocess(self, images, alpha=None, thresholds=None, **kwargs):
+            assert alpha is None or kwargs.get("patch_selection_method") is None
+            return super().preprocess(images, **kwargs)
+
+    return OwnParameter
+
+
+def own_threads(backend):
+    class OwnThreads(backend):
+        """Works in threads of its own, which do not inherit context variables."""
+
+        def preprocess(self, *args, **kwargs):
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(super().preprocess, *args, **kwargs).result()
+
+    return OwnThreads
+
+
+KINDS = (
+    by_position, own_arguments, own_alpha, own_preprocess, own_call, own_equality, own_names, own_parameter,
+    own_threads,
+)  # fmt: skip
 
 
 def alone(image_processor):
@@ -151,7 +207,7 @@ def test_nobody_asked_or_off_is_stock(kind, backend, owner, half_plain, upstream
 @both_backends
 @owners(SUPPORTED)
 def test_asked_for_it_is_done(kind, backend, owner, half_plain):
-    settings = {"patch_selection_method": "v1"} if kind is own_alpha else BUDGET
+    settings = {"patch_selection_method": "v1"} if kind in (own_alpha, own_names) else BUDGET
     expected = backend()(images=half_plain, return_tensors="pt", **settings)
     by_call = owner(kind(backend)())(images=half_plain, return_tensors="pt", **settings)
     by_attribute = owner(kind(backend)(**settings))(images=half_plain, return_tensors="pt")
@@ -170,6 +226,46 @@ def test_an_alpha_of_its_own_stays_its_own(backend, half_plain):
 
 
 @both_backends
+def test_a_parameter_of_its_own_reaches_it(backend, half_plain):
+    class Keeps(backend):
+        def preprocess(self, images, alpha=None, thresholds=None, **kwargs):
+            self.seen = alpha, thresholds
+            return super().preprocess(images, **kwargs)
+
+    derived = Keeps()
+    assert "image_patch_layout" not in derived(images=half_plain, alpha="loud", thresholds=3)
+    assert derived.seen == ("loud", 3)
+
+
+@both_backends
+def test_threads_of_its_own_cannot_mix_two_calls(backend, half_plain):
+    """Two calls with different settings at once: each gets its own, or an error; never the other's."""
+    both = threading.Barrier(2)
+
+    class Together(backend):
+        def preprocess(self, *args, **kwargs):
+            both.wait(timeout=60)
+            with ThreadPoolExecutor(1) as pool:
+                done = pool.submit(super().preprocess, *args, **kwargs)
+                done.exception()
+            both.wait(timeout=60)
+            return done.result()
+
+    derived = Together()
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(derived, images=half_plain, **settings) for settings in (BUDGET, {**BUDGET, "alpha": 1.0})
+        ]
+    for call, alpha in zip(calls, (0.3, 1.0), strict=True):
+        if call.exception() is None:
+            expected = backend()(images=half_plain, patch_selection_method="budget", alpha=alpha)
+            assert np.array_equal(call.result()["image_patch_layout"], expected["image_patch_layout"])
+        else:
+            assert "copy_context" in str(call.exception())
+    assert any(call.exception() is not None for call in calls)
+
+
+@both_backends
 def test_one_that_cuts_patches_itself_is_refused_when_asked(backend, half_plain):
     class CutsItself(backend):
         def _preprocess(self, images, *args, **kwargs):
@@ -180,6 +276,7 @@ def test_one_that_cuts_patches_itself_is_refused_when_asked(backend, half_plain)
     for use in (
         lambda: CutsItself()(images=half_plain, **BUDGET),
         lambda: CutsItself(**BUDGET)(images=half_plain),
+        lambda: CutsItself().preprocess(half_plain, **BUDGET),
         lambda: of(Qwen2VLProcessor, Qwen2VLVideoProcessor)(CutsItself())(images=half_plain, **BUDGET),
     ):
         with pytest.raises(ValueError, match="'budget' with CutsItself, which cuts patches itself"):
@@ -207,6 +304,27 @@ def test_valid_kwargs_is_upstreams(backend, upstream):
     assert backend.valid_kwargs is exported
     with upstream():
         assert backend.valid_kwargs is exported and "alpha" not in exported.__annotations__
+
+
+class OwnAlphaProcessor(Qwen2VLProcessor):
+    """Hands an `alpha` to its tokenizer."""
+
+    def __call__(self, **kwargs):
+        class Text(TextKwargs, total=False):
+            alpha: float
+
+        class Mine(ProcessingKwargs, total=False):
+            text_kwargs: Text
+
+        self.merged = self._merge_kwargs(Mine, tokenizer_init_kwargs={}, **kwargs)
+
+
+def test_an_alpha_of_another_part_of_the_processor(processor):
+    mine = OwnAlphaProcessor(processor.image_processor, processor.tokenizer, processor.video_processor)
+    mine(alpha=7.0)
+    assert mine.merged["text_kwargs"]["alpha"] == 7.0 and "alpha" not in mine.merged["images_kwargs"]
+    mine(images_kwargs=BUDGET)
+    assert mine.merged["images_kwargs"]["alpha"] == 0.3 and "alpha" not in mine.merged["text_kwargs"]
 
 
 def test_settings_given_twice_are_refused(processor, prompt, half_plain):

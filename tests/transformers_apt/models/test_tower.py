@@ -3,8 +3,9 @@
 import pytest
 import torch
 from transformers import AttentionInterface
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
-from apt_code import PatchLayout
+from apt_code import InvalidLayoutError, PatchLayout
 from tests.transformers_apt.models.slow_towers import slow_tower, window_of
 
 pytestmark = pytest.mark.every_family
@@ -197,3 +198,23 @@ def test_deepstack_features_of_everything_are_upstreams(settings, load_model, pr
     for found, wanted in zip(deep(load_model(), **settings), expected, strict=True):
         parts = [torch.cat(list(part)) for part in (found, wanted)]  # one tensor per image, or one of all
         assert torch.equal(*parts)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl"], scope="session")
+def test_precomputed_arguments_leave_the_grid_unread(model, processor, half_plain):
+    """It may lie where reading it would wait for a device, or have no values at all; a lost layout is still seen."""
+    visual = model.model.visual
+    off = processor(images=half_plain, return_tensors="pt", patch_selection_method="off")
+    grid, pixels = off["image_grid_thw"], off["pixel_values"]
+    given = {
+        "position_ids": get_vision_position_ids(grid, visual.spatial_merge_size),
+        "cu_seqlens": get_vision_cu_seqlens(grid),
+        "max_seqlen": int(grid.prod()),
+    }
+    with torch.no_grad():
+        expected = visual(pixels, grid).pooler_output
+        assert torch.equal(visual(pixels, grid.to("meta"), **given).pooler_output, expected)
+        without_positions = {name: value for name, value in given.items() if name != "position_ids"}
+        assert torch.equal(visual(pixels, grid, **without_positions).pooler_output, expected)
+        with pytest.raises(InvalidLayoutError, match="there is no image_patch_layout"):
+            visual(pixels[:-4], grid.to("meta"), **given)

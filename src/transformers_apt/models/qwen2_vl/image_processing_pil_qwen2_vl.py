@@ -22,7 +22,10 @@ class Qwen2VLImageProcessorPil(Overlay):
     thresholds = Qwen2VLImageProcessor.thresholds
     last_budget_info = Qwen2VLImageProcessor.last_budget_info
     __init__ = Qwen2VLImageProcessor.__init__
+    from_pretrained = Qwen2VLImageProcessor.from_pretrained
     from_dict = Qwen2VLImageProcessor.from_dict
+    __getstate__ = Qwen2VLImageProcessor.__getstate__
+    __setstate__ = Qwen2VLImageProcessor.__setstate__
     __call__ = Qwen2VLImageProcessor.__call__
     preprocess = Qwen2VLImageProcessor.preprocess
 

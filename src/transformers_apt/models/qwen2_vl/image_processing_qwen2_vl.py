@@ -12,6 +12,7 @@ from transformers.image_transforms import group_images_by_shape, reorder_images
 from apt_code.patch_packing import Affine
 from transformers_apt.engine.overlay import Overlay, overrides
 from transformers_apt.models import preprocessing, reach, settings
+from transformers_apt.models.checkpoints import processor_class_of
 
 
 class Qwen2VLImageProcessor(Overlay):
@@ -19,6 +20,8 @@ class Qwen2VLImageProcessor(Overlay):
 
     - four settings, as class attributes; the constructor and `from_pretrained` set them, upstream's `to_dict` saves
       those that somebody set. `valid_kwargs` stays upstream's;
+    - `from_pretrained`, `from_dict`, `__getstate__` and `__setstate__` (a copy, or one that was pickled) keep note of
+      the processor that it belongs to;
     - `__call__` and `preprocess` take them, and hand them past upstream's check of arguments;
     - `_preprocess` selects patches after resizing, and normalises only those that are kept; it returns
       `image_patch_layout` beside `pixel_values`. With `"off"` it is upstream's own.
@@ -37,27 +40,35 @@ class Qwen2VLImageProcessor(Overlay):
 
     @overrides()
     def __init__(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> None:
-        settings.check_selection(**{name: kwargs.get(name) for name in settings.names_of(self)})
+        settings.check_selection(**{name: kwargs.get(name) for name in settings.names_of(self, kwargs)})
         upstream(self, *args, **kwargs)
+
+    @overrides("pretrained_model_name_or_path")
+    def from_pretrained(upstream: Any, cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        made = upstream(pretrained_model_name_or_path, *args, **kwargs)
+        reach.mark_family(_first(made), processor_class_of(pretrained_model_name_or_path, kwargs))
+        return made
 
     @overrides("image_processor_dict")
     def from_dict(upstream: Any, cls: Any, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
-        made = upstream({**image_processor_dict, **settings.take(cls, kwargs)}, **kwargs)
-        reach.mark_family(made[0] if isinstance(made, tuple) else made, image_processor_dict.get("processor_class"))
+        given = settings.take(kwargs, settings.names_of(cls, {**image_processor_dict, **kwargs}))
+        made = upstream({**image_processor_dict, **given}, **kwargs)
+        reach.mark_family(_first(made), image_processor_dict.get("processor_class"))
         return made
 
     @overrides()
+    def __getstate__(upstream: Any, self: Any) -> Any:
+        return reach.with_owner(self, upstream(self))
+
+    __setstate__ = reach.restore_with_owner
+
+    @overrides()
     def __call__(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        call = reach.current_call(self).naming(settings.take(self, kwargs))
-        with reach.calling(call):
-            output = upstream(self, *args, **kwargs)
-        preprocessing.refuse_ignored(call, output)
-        return output
+        return preprocessing.call(upstream, self, args, kwargs)
 
     @overrides()
     def preprocess(upstream: Any, self: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        with reach.calling(reach.current_call(self).naming(settings.take(self, kwargs))):
-            return upstream(self, *args, **kwargs)
+        return preprocessing.call(upstream, self, args, kwargs)
 
     @overrides(
         "images", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
@@ -82,6 +93,11 @@ class Qwen2VLImageProcessor(Overlay):
             return reorder_images(batches, order)
 
         return preprocessing.preprocess(self, upstream, given, normalise, resized, lambda: _affine(self, given))
+
+
+def _first(made: Any) -> Any:
+    """An image processor, of what `return_unused_kwargs` makes a tuple."""
+    return made[0] if isinstance(made, tuple) else made
 
 
 def _affine(image_processor: Any, given: Mapping[str, Any]) -> Affine | None:

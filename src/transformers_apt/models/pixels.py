@@ -1,0 +1,99 @@
+"""What the pixels of a call have to be, so that patches can be chosen on them.
+
+Images are `(c, height, width)`, of either backend, before resizing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apt_code.importance.common import are_grey_levels
+from transformers_apt.models.settings import OFF, logger
+
+Range = tuple[float, float]
+"""The smallest and the largest grey level of an image, before resizing; NaN where it holds one."""
+
+
+def check(images: Sequence[Any]) -> None:
+    """Refuse a call without a pixel, where upstream would divide by zero.
+
+    Raises:
+        ValueError: no image, or an image without a pixel.
+    """
+    if not images:
+        raise ValueError("images=[]: expected at least one image; leave the argument out for a prompt of text alone")
+    for i, image in enumerate(images):
+        if 0 in image.shape:
+            raise ValueError(
+                f"image {i} has the shape {tuple(image.shape)}: expected at least one pixel; leave the image out"
+            )
+
+
+def grey_scale(arguments: Mapping[str, Any]) -> float:
+    """What a floating-point pixel is multiplied by to be a grey level: rescaled pixels are meant to be in [0, 1]."""
+    return round(arguments["rescale_factor"] * 255, 9) if arguments["do_rescale"] else 255.0
+
+
+def not_numbers(images: Sequence[Any]) -> str | None:
+    """What is wrong with the first image that holds no real numbers that torch can read, if there is one."""
+    for i, image in enumerate(images):
+        if isinstance(image, Tensor):
+            good = not (image.is_meta or image.is_complex())
+        else:
+            try:
+                good = not torch.from_numpy(np.empty(0, image.dtype)).is_complex()
+            except TypeError:
+                good = False
+        if not good:
+            where = " on the device 'meta'" if isinstance(image, Tensor) and image.is_meta else ""
+            return (
+                f"image {i} of {image.dtype}{where} with adaptive patches: expected real numbers that torch can read; "
+                "convert it to uint8 or float32"
+            )
+    return None
+
+
+def ranges_of(images: Sequence[Any], grey_scale: float) -> list[Range]:
+    """The range of each image; of bytes it is known without a look."""
+    return [(0.0, 255.0) if image.dtype in (torch.uint8, np.uint8) else _range(image, grey_scale) for image in images]
+
+
+def _range(image: Any, grey_scale: float) -> Range:
+    if isinstance(image, np.ndarray):
+        lowest, highest = float(image.min()), float(image.max())
+        floating = np.issubdtype(image.dtype, np.floating)
+    else:
+        floating = image.is_floating_point()
+        values = image.detach() if floating else image.float()  # not every integer type has a maximum
+        lowest, highest = torch.stack(values.aminmax()).tolist()
+    return (lowest * grey_scale, highest * grey_scale) if floating else (lowest, highest)
+
+
+def not_finite(ranges: Sequence[Range]) -> str | None:
+    """The first image with pixels that are no finite numbers, if there is one."""
+    for i, values in enumerate(ranges):
+        if not all(map(math.isfinite, values)):
+            return (
+                f"image {i} holds NaN or infinite pixels with adaptive patches: expected finite values in [0, 255] "
+                "(or in [0, 1], with the rescaling that fits); replace them (torch.nan_to_num)"
+            )
+    return None
+
+
+def are_readable(ranges: Sequence[Range]) -> list[bool]:
+    """Whether the values of each image can be grey levels in [0, 255]; says so where they cannot.
+
+    Patches chosen on other values (already rescaled or normalised, 16 bits) would throw the image away without a word.
+    """
+    readable = [bool(are_grey_levels(*values)) for values in ranges]
+    if not all(readable):  # a constant text, so that it is said once
+        logger.warning_once(
+            "An image holds pixels that cannot be grey levels, expected 0 to 255: patches cannot be chosen on it, and "
+            "all are kept. Pass uint8 images, or floats that do_rescale (which assumes 0 to 255) or its absence "
+            f"(which assumes 0 to 1) fits; or turn adaptive patches off with patch_selection_method={OFF!r}."
+        )
+    return readable
