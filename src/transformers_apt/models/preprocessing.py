@@ -160,8 +160,7 @@ def call(
     """
     given = settings.take(kwargs, settings.names_of(image_processor, kwargs))
     under_way = reach.current_call(image_processor).naming(given)
-    with reach.calling(under_way):
-        output = upstream(image_processor, *args, **kwargs)
+    output = reach.within(under_way, upstream, image_processor, *args, **kwargs)
     if not under_way.decided:
         refuse_ignored(under_way, output)
     return output
@@ -187,7 +186,8 @@ def preprocess(
     call = reach.current_call(image_processor)
     call.decided.append(True)
     given = {**settings.take(arguments, settings.names_of(image_processor, arguments)), **call.given}
-    default = reach.default_of_call(call, arguments["patch_size"])
+    named = settings.METHOD in given
+    default = reach.Default(OFF) if named else reach.default_of_call(call, arguments["patch_size"])
     resolved = settings.resolve(image_processor, given, default.method)
     if default.notice is not None and not resolved.anything:
         reach.say_once(default.notice)

@@ -62,8 +62,7 @@ class ProcessorMixin(Overlay):
             return upstream(self, images, **kwargs)
         reach.mark_owned(image_processor, reach.Owner.of(self))
         given = settings.take(kwargs, settings.names_of(image_processor, kwargs))
-        with reach.calling(reach.Call(image_processor, self, given)):
-            return upstream(self, images, **kwargs)
+        return reach.within(reach.Call(image_processor, self, given), upstream, self, images, **kwargs)
 
 
 def _of_other_parts(processor: Any) -> list[Any]:

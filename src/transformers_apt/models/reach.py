@@ -4,11 +4,10 @@ The default is lossy. It reaches a chain that is known from end to end: `Qwen2VL
 processor that no processor owns, in a process without a program of the table in `programs.py`.
 """
 
-import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -173,14 +172,15 @@ def current_call(image_processor: Any) -> Call:
     return first
 
 
-@contextlib.contextmanager
-def calling(call: Call) -> Iterator[None]:
-    """Make it the call under way: in this thread, and in those that an image processor may start."""
+def within(call: Call, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`work(*args, **kwargs)` while this call is under way: in this thread, and in those that it may start."""
+    if _call.get() is call:
+        return work(*args, **kwargs)
     token = _call.set(call)
     with _under_way_lock:
         _under_way.setdefault(call.image_processor, []).append(call)
     try:
-        yield
+        return work(*args, **kwargs)
     finally:
         _call.reset(token)
         with _under_way_lock:

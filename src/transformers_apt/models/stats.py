@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 
 from apt_code.patch_layout import PatchLayout
 from transformers_apt.models.layouts import LAYOUT_KEY
+
+PATCH_SIZE = 14
+"""In pixels, Qwen2-VL's."""
 
 
 def image_layouts(inputs: Mapping[str, Any]) -> list[PatchLayout]:
@@ -26,13 +30,14 @@ def image_layouts(inputs: Mapping[str, Any]) -> list[PatchLayout]:
     return [PatchLayout.uniform((h, w)) for _, h, w in grids.tolist()]
 
 
-def patch_stats(inputs: Mapping[str, Any], patch_size: int = 14) -> list[dict[str, Any]]:
+def patch_stats(inputs: Mapping[str, Any], patch_size: int | None = None) -> list[dict[str, Any]]:
     """Per image: `grid` (h, w), `vision_patches`, `patches_by_px` {side in px: count}, `language_tokens`, `retention`.
 
     Args:
         inputs: the output of a processor call with images.
-        patch_size: side of a base patch in pixels; 16 from Qwen3-VL on.
+        patch_size: side of a base patch in pixels; read from the length of the rows where it is not given.
     """
+    patch_size = patch_size or _patch_size(inputs)
     return [
         {
             "grid": layout.grid,
@@ -43,3 +48,10 @@ def patch_stats(inputs: Mapping[str, Any], patch_size: int = 14) -> list[dict[st
         }
         for layout in image_layouts(inputs)
     ]
+
+
+def _patch_size(inputs: Mapping[str, Any]) -> int:
+    """The side in pixels of the patches, of which a row holds two frames in one channel or three."""
+    row = torch.as_tensor(inputs["pixel_values"]).shape[-1] if "pixel_values" in inputs else 0
+    sides = ((math.isqrt(row // (2 * channels)), channels) for channels in (3, 1))
+    return next((side for side, channels in sides if side and 2 * channels * side**2 == row), PATCH_SIZE)

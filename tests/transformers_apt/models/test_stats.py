@@ -11,7 +11,8 @@ from transformers_apt import image_layouts, patch_stats
 def test_stats_of_a_mixed_batch_agree_with_the_output(processor, photos):
     inputs = processor.image_processor(photos, patch_selection_method="budget", alpha=0.3, return_tensors="pt")
     patch_size = processor.image_processor.patch_size
-    stats = patch_stats(inputs, patch_size)
+    stats = patch_stats(inputs)
+    assert stats == patch_stats(inputs, patch_size), "the size is in the rows"
     infos = processor.image_processor.last_budget_info
     assert [s["vision_patches"] for s in stats] == [info["actual"] for info in infos]
     assert sum(s["vision_patches"] for s in stats) == len(inputs["pixel_values"])
@@ -46,6 +47,14 @@ def test_numpy_output_works_too(processor, photos):
     assert patch_stats(processor.image_processor(photos[0], return_tensors="np")) == patch_stats(
         processor.image_processor(photos[0], return_tensors="pt")
     )
+
+
+@pytest.mark.parametrize("size", [14, 16, 28])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_patch_size_is_read_from_the_rows(size, channels):
+    rows = torch.zeros(16, channels * 2 * size**2)
+    (stats,) = patch_stats({"pixel_values": rows, "image_grid_thw": torch.tensor([[1, 4, 4]])})
+    assert stats["patches_by_px"] == {size: 16}
 
 
 def test_refusals(inputs):

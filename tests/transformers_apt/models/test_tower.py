@@ -218,3 +218,10 @@ def test_precomputed_arguments_leave_the_grid_unread(model, processor, half_plai
         assert torch.equal(visual(pixels, grid, **without_positions).pooler_output, expected)
         with pytest.raises(InvalidLayoutError, match="there is no image_patch_layout"):
             visual(pixels[:-4], grid.to("meta"), **given)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], scope="session")
+def test_windows_that_a_patch_could_straddle_are_refused(model, batch, monkeypatch):
+    monkeypatch.setattr(model.model.visual, "window_size", 6 * 14)
+    with pytest.raises(ValueError, match=r"windows of 6×6 patches: expected a multiple of 4.*'off'"):
+        features(model, batch)

@@ -13,7 +13,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from apt_code.patch_layout import PatchLayout
 from transformers_apt.models import modeling
+from transformers_apt.models.settings import NUM_SCALES
 from transformers_apt.models.tower import MixedSequence, VisionTower
+
+
+LARGEST = 2 ** (NUM_SCALES - 1)
+"""The side of the largest patch, in base cells."""
 
 
 def windows_of(layouts: list[PatchLayout], side: int) -> tuple[Tensor, Tensor]:
@@ -24,7 +29,15 @@ def windows_of(layouts: list[PatchLayout], side: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         `order (n,)` int64 indices of patches, and `lengths (windows that have a patch,)` int32.
+
+    Raises:
+        ValueError: windows that the largest patch does not divide.
     """
+    if side % LARGEST:
+        raise ValueError(
+            f"windows of {side}×{side} patches: expected a multiple of {LARGEST}, the largest patch's side, as "
+            "in the released checkpoints; preprocess with patch_selection_method='off'"
+        )
     keys, first = [], 0
     for layout in layouts:
         rows, cols = (-(-cells // side) for cells in layout.grid)
