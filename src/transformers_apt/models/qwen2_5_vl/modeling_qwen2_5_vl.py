@@ -16,7 +16,6 @@ from transformers_apt.models import modeling
 from transformers_apt.models.settings import NUM_SCALES
 from transformers_apt.models.tower import MixedSequence, VisionTower
 
-
 LARGEST = 2 ** (NUM_SCALES - 1)
 """The side of the largest patch, in base cells."""
 
