@@ -36,11 +36,11 @@ class Crops(Dataset[int]):
     The rows themselves stay in the worker: how fast a pipe carries them is not what is measured.
     """
 
-    def __init__(self, count: int, settings: dict[str, Any]) -> None:
+    def __init__(self, count: int, settings: dict[str, Any], model: str | None = None) -> None:
         self.photos = list(photos().values())
         self.count = count
         self.settings = settings
-        self.processor = Qwen2VLImageProcessor()
+        self.processor = Qwen2VLImageProcessor.from_pretrained(model) if model else Qwen2VLImageProcessor()
 
     def __len__(self) -> int:
         return self.count
@@ -83,6 +83,7 @@ def main(
         list[int] | None, typer.Option(min=0, help="Worker processes, repeatable; default: 0, 1, 2, 4, … cores.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 3,
+    model: Annotated[str | None, typer.Option(help="Whose image processor: a folder or hub id of any family.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the results go.")] = Path("benchmarks/results"),
 ) -> None:
     """Measure photos per second and write `throughput.json`, a table and a plot."""
@@ -93,7 +94,7 @@ def main(
     steps = workers or [0, *(2**power for power in range(cores.bit_length()) if 2**power <= cores)]
     rows: list[dict[str, Any]] = []
     for number in tqdm(steps, desc="workers"):
-        rates = {name: photos_per_second(Crops(count, METHODS[name]), number, rounds) for name in COMPARED}
+        rates = {name: photos_per_second(Crops(count, METHODS[name], model), number, rounds) for name in COMPARED}
         for name, rate in rates.items():
             alone = next((row["photos/s"] for row in rows if row["method"] == name), rate)
             rows.append(
@@ -113,7 +114,9 @@ def main(
         axes.set(xlabel="worker processes", ylabel="photos per second", ylim=(0, None), xticks=steps)
         axes.legend()
 
-    report(output, "throughput", rows, {"hardware": hardware(), "photos": count, "rounds": rounds}, plot)
+    report(
+        output, "throughput", rows, {"hardware": hardware(), "photos": count, "rounds": rounds, "model": model}, plot
+    )
 
 
 if __name__ == "__main__":

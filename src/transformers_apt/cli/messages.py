@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import os
 import sys
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from transformers_apt.models.families import NAMES, series_of
+from transformers_apt.models.families import NAMES, no_such_checkpoint, series_of
 from transformers_apt.visualizer.names import readable
 
 BAD_INPUT = 2
@@ -60,10 +59,9 @@ def complain(what: str, message: object) -> None:
 
 def check_model(model: str | None) -> None:
     """Fail where a path to a checkpoint leads nowhere, before anything slow is imported."""
-    if model is not None and model.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(model)):
-        raise fail(
-            f"{model} is not a folder; expected a checkpoint folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
-        )
+    problem = model and no_such_checkpoint(model)
+    if problem:
+        raise fail(problem)
 
 
 class OneLineErrors(TyperCommand):

@@ -36,17 +36,16 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
     from transformers.utils.logging import disable_progress_bar
 
     from transformers_apt.engine.patching import status
-    from transformers_apt.models.families import SUPPORTED
+    from transformers_apt.models.families import SUPPORTED, no_such_checkpoint
     from transformers_apt.models.reach import is_supported
 
     if name is None:
         disable_progress_bar()  # a second's work
         name = str(demo_model_path())
     name = str(Path(name).expanduser()) if name.startswith("~") else name
-    if name.startswith((".", "/")) and not Path(name).is_dir():
-        raise ValueError(
-            f"{name} is not a folder; expected a checkpoint folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
-        )
+    problem = no_such_checkpoint(name)
+    if problem:
+        raise ValueError(problem)
     processor = AutoProcessor.from_pretrained(name)
     if not is_supported(processor):
         raise ValueError(

@@ -30,7 +30,7 @@ from apt_code.selection_settings import BUDGETED, check_thresholds
 from apt_code.visualization import to_picture
 from transformers_apt.engine.patching import BASE
 from transformers_apt.models import settings as selection
-from transformers_apt.models.families import NAMES, SUPPORTED
+from transformers_apt.models.families import NAMES, SUPPORTED, no_such_checkpoint
 from transformers_apt.models.reach import PATCH_SIZE
 from transformers_apt.models.stats import image_layouts
 
@@ -89,10 +89,9 @@ def load_processor(model: str | None = None, **given: Any) -> Qwen2VLImageProces
         IncompatibleTransformersError: adaptive patches cannot be switched on.
     """
     transformers_apt.apply()
-    if model is not None and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
-        raise ValueError(
-            f"{model} is not a folder; expected a checkpoint folder or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
-        )
+    problem = model and no_such_checkpoint(model)
+    if problem:
+        raise ValueError(problem)
     family = BASE if model is None else _family_of(model)
     processor = Qwen2VLImageProcessor() if model is None else Qwen2VLImageProcessor.from_pretrained(model)
     for name, value in given.items():

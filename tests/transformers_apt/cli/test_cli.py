@@ -17,7 +17,7 @@ from transformers_apt.embedded import asking
 from transformers_apt.engine import patching, startup
 from transformers_apt.models import reach
 from transformers_apt.models.families import NAMES
-from transformers_apt.models.reach import SUPPORTED_FAMILIES as SUPPORTED
+from transformers_apt.models.families import SUPPORTED as SUPPORTED
 
 runner = CliRunner(env={"COLUMNS": "200"})
 

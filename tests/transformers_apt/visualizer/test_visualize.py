@@ -190,7 +190,7 @@ def test_a_checkpoint_of_another_family_is_refused(folder, tmp_path, photo, visu
     (tmp_path / "other" / "config.json").write_text('{"model_type": "glm4v"}')
     result = visualize_command(photo, "-o", tmp_path / "out", "--model", tmp_path / "other")
     assert result.exit_code == BAD_INPUT and len(result.stderr.splitlines()) == 1
-    assert "is of the family glm4v" in result.stderr and reach.SUPPORTED_FAMILIES in result.stderr
+    assert "is of the family glm4v" in result.stderr and reach.SUPPORTED in result.stderr
 
 
 # ---------------------------------------------------------------- the files
