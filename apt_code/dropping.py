@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,27 +29,30 @@ from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 FIXED_POINT = 256
 """Parts of a grey level that floating-point pixels are counted in."""
 
+OFF = "off"
+"""The tolerance that drops nothing, for a call whose `None` stands for "not given"."""
+
 LARGEST_SIDE = 2048
 """Side of a patch in pixels up to which no sum leaves 64 bits: 255 · 256 · side⁴ of two colours that are compared."""
 
 
-def check_tolerance(drop_tolerance: float | None) -> float | None:
-    """The tolerance, or `None` for dropping nothing.
+def check_tolerance(drop_tolerance: float | str | None) -> float | None:
+    """The tolerance, or `None` for dropping nothing, which may also be written `"off"`.
 
     Raises:
         TypeError: not a number. ValueError: not from 0 to 255.
     """
-    if drop_tolerance is None:
+    if drop_tolerance is None or (isinstance(drop_tolerance, str) and drop_tolerance == OFF):
         return None
     if isinstance(drop_tolerance, bool) or not isinstance(drop_tolerance, (int, float)):
         raise TypeError(
             f"drop_tolerance={drop_tolerance!r} of type {type(drop_tolerance).__name__}: expected a number of grey "
-            "levels, or None to drop nothing"
+            f"levels, or {OFF!r} to drop nothing"
         )
     if not 0 <= drop_tolerance <= 255:
         raise ValueError(
-            f"drop_tolerance={drop_tolerance}: expected grey levels from 0 to 255 (2 is recommended), or None to drop "
-            "nothing"
+            f"drop_tolerance={drop_tolerance}: expected grey levels from 0 to 255 (2 is recommended), or {OFF!r} to "
+            "drop nothing"
         )
     return float(drop_tolerance)
 
@@ -69,36 +72,77 @@ def drop_flat(
         One layout per image, of the patches that stay; the first merge cell always does.
 
     Raises:
-        ValueError: patches of more than `LARGEST_SIDE` pixels.
+        ValueError: images that are not made of whole merge cells, or patches of more than `LARGEST_SIDE` pixels.
     """
+    found = _walk(images, layouts, drop_tolerance, patch_size)
+    return [PatchLayout(layout.grid, layout.patches[walk.stays]) for layout, walk in zip(layouts, found, strict=True)]
+
+
+def inherited_colours(image: Tensor, layout: PatchLayout, drop_tolerance: float, patch_size: int) -> Tensor:
+    """What is shown in place of the cells that `drop_flat` leaves out of a tiling: the root colours they inherit.
+
+    Args:
+        image: `(c, H, W)`; with the other arguments as `drop_flat` was given them, the tiling still whole.
+
+    Returns:
+        `(c, H / merge cell, W / merge cell)` float32 grey levels; NaN where a merge cell stays.
+    """
+    (walk,) = _walk(image.unsqueeze(0), [layout], drop_tolerance, patch_size)
+    colours = torch.from_numpy(walk.roots / np.maximum(walk.pixels, 1)[..., None]).float()  # (hm, wm, c)
+    staying = layout.patches[walk.stays]
+    for row, col, size in (staying // MERGE_SIZE).tolist():
+        colours[row : row + max(size, 1), col : col + max(size, 1)] = torch.nan
+    return rearrange(colours, "hm wm c -> c hm wm")
+
+
+class _Walk(NamedTuple):
+    """What a walk over the units of an image finds.
+
+    Attributes:
+        stays: `(n,)` bool, of each patch.
+        roots: `(hm, wm, c)`, of each flat merge cell: the root colour, as the sum over so many pixels.
+        pixels: `(hm, wm)` int64, so many; 0 where a cell is not flat.
+    """
+
+    stays: Tensor
+    roots: np.ndarray
+    pixels: np.ndarray
+
+
+def _walk(images: Tensor, layouts: Sequence[PatchLayout], tolerance: float, patch_size: int) -> list[_Walk]:
+    height, width = images.shape[-2:]
+    cell = patch_size * MERGE_SIZE
+    if height % cell or width % cell:
+        raise ValueError(
+            f"images of {height}×{width} px with drop_tolerance: expected sides that are multiples of {cell} px; "
+            f"resize them, or pass {OFF!r} to drop nothing"
+        )
     side = patch_size * max((max(layout.patches_by_size) for layout in layouts), default=1)
     if side > LARGEST_SIDE:
         raise ValueError(
             f"a patch of {side} px with drop_tolerance: expected at most {LARGEST_SIDE} px; build the layout with "
-            "fewer scales, or pass None to drop nothing"
+            f"fewer scales, or pass {OFF!r} to drop nothing"
         )
-    kept = _kept(images, layouts, drop_tolerance, patch_size)
-    return [PatchLayout(layout.grid, layout.patches[stays]) for layout, stays in zip(layouts, kept, strict=True)]
-
-
-def _kept(images: Tensor, layouts: Sequence[PatchLayout], tolerance: float, patch_size: int) -> list[Tensor]:
-    """`(n,)` bool per image: the patches that stay."""
     if can_compile(images):
         from apt_code import dropping_kernel
 
-        pixels = images.contiguous().numpy()  # one memory layout, so one compilation
+        values = images.contiguous().numpy()  # one memory layout, so one compilation
         with contextlib.suppress(KernelFailedError):
             found = []
-            for image, layout in zip(pixels, layouts, strict=True):
+            for image, layout in zip(values, layouts, strict=True):
                 stays = np.ones(len(layout), np.bool_)
+                roots = np.zeros((height // cell, width // cell, len(image)), np.int64)
+                pixels = np.zeros(roots.shape[:2], np.int64)
                 patches = layout.patches.contiguous().numpy()
-                run_kernel(dropping_kernel.keep_unlike, image, patches, tolerance, patch_size, stays)
-                found.append(torch.from_numpy(stays))
+                run_kernel(
+                    dropping_kernel.keep_unlike, image, patches, tolerance, patch_size, stays, roots, pixels
+                )
+                found.append(_Walk(torch.from_numpy(stays), roots, pixels))
             return found
     return [_keep_unlike(image, layout, tolerance, patch_size) for image, layout in zip(images, layouts, strict=True)]
 
 
-def _keep_unlike(image: Tensor, layout: PatchLayout, tolerance: float, patch_size: int) -> Tensor:
+def _keep_unlike(image: Tensor, layout: PatchLayout, tolerance: float, patch_size: int) -> _Walk:
     """As `dropping_kernel.keep_unlike`, for any pixels on any device, one unit after the other."""
     exact, unit = image.detach(), 1
     if exact.is_floating_point():
@@ -107,7 +151,6 @@ def _keep_unlike(image: Tensor, layout: PatchLayout, tolerance: float, patch_siz
     statistics = {size: _statistics(exact, size, patch_size) for size in layout.patches_by_size}
     rows, cols = (cells // MERGE_SIZE for cells in layout.grid)
     units = {(r // MERGE_SIZE, c // MERGE_SIZE): i for i, (r, c, _) in reversed([*enumerate(layout.patches.tolist())])}
-    flat = np.zeros((rows, cols), np.bool_)
     roots = np.zeros((rows, cols, len(image)), np.int64)  # sums over this many pixels, so that comparing them is exact
     pixels = np.zeros((rows, cols), np.int64)
     stays = np.ones(len(layout), np.bool_)
@@ -127,7 +170,7 @@ def _keep_unlike(image: Tensor, layout: PatchLayout, tolerance: float, patch_siz
 
         def alike(place: tuple[int, int], root: Any = root, count: int = size_of_root) -> bool:
             differences = abs(root * pixels[place] - roots[place] * count)
-            return bool(flat[place]) and bool((differences <= tolerance * unit * (count * pixels[place])).all())
+            return bool(pixels[place]) and bool((differences <= tolerance * unit * (count * pixels[place])).all())
 
         for beside in (_left(row, col, side), _above(row, col, side)):
             if beside and all(map(alike, beside)):
@@ -135,8 +178,8 @@ def _keep_unlike(image: Tensor, layout: PatchLayout, tolerance: float, patch_siz
                 root, size_of_root = roots[beside[0]], pixels[beside[0]]
                 break
         square_of_unit = (slice(row, row + side), slice(col, col + side))
-        flat[square_of_unit], roots[square_of_unit], pixels[square_of_unit] = True, root, size_of_root
-    return torch.from_numpy(stays)
+        roots[square_of_unit], pixels[square_of_unit] = root, size_of_root
+    return _Walk(torch.from_numpy(stays), roots / unit if unit > 1 else roots, pixels)
 
 
 def _left(row: int, col: int, side: int) -> list[tuple[int, int]]:

@@ -29,14 +29,16 @@ def _add_raster(pixels, top, left, side, size):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def keep_unlike(image, patches, tolerance, patch_size, stays):  # type: ignore[no-untyped-def]
-    """Say of each patch whether it stays.
+def keep_unlike(image, patches, tolerance, patch_size, stays, roots, pixels):  # type: ignore[no-untyped-def]
+    """Say of each patch whether it stays, and of each merge cell what its root colour is.
 
     Args:
         image: `(c, H, W)` uint8.
         patches: `(n, 3)` int64 `(row, col, size)` of one tiling, in canonical order.
         tolerance, patch_size: as `dropping.drop_flat`.
         stays: `(n,)` bool, all true, written.
+        roots: `(hm, wm, c)` int64, all 0, written: sums over `pixels` pixels, so that comparing them is exact.
+        pixels: `(hm, wm)` int64, all 0, written; 0 stays where a cell is not flat.
     """
     channels = image.shape[0]
     rows, cols = image.shape[1] // (2 * patch_size), image.shape[2] // (2 * patch_size)
@@ -49,9 +51,6 @@ def keep_unlike(image, patches, tolerance, patch_size, stays):  # type: ignore[n
     bits = 0
     while coarsest >> bits:
         bits += 1
-    flat = np.zeros((rows, cols), np.bool_)
-    roots = np.zeros((rows, cols, channels), np.int64)  # sums over this many pixels, so that comparing them is exact
-    pixels = np.zeros((rows, cols), np.int64)
     root = np.empty(channels, np.int64)
     for top in range(0, rows, coarsest):
         for left in range(0, cols, coarsest):
@@ -86,7 +85,7 @@ def keep_unlike(image, patches, tolerance, patch_size, stays):  # type: ignore[n
                     alike = True
                     for i in range(side):
                         r, c = (row - 1, col + i) if above else (row + i, col - 1)
-                        alike = alike and flat[r, c]
+                        alike = alike and pixels[r, c] > 0
                         for channel in range(channels):
                             difference = abs(root[channel] * pixels[r, c] - roots[r, c, channel] * count)
                             alike = alike and difference <= tolerance * (count * pixels[r, c])
@@ -97,6 +96,5 @@ def keep_unlike(image, patches, tolerance, patch_size, stays):  # type: ignore[n
                         root[:], count = roots[r, c], pixels[r, c]
                         break
                 pixels[row : row + side, col : col + side] = count
-                flat[row : row + side, col : col + side] = True
                 for channel in range(channels):
                     roots[row : row + side, col : col + side, channel] = root[channel]

@@ -149,13 +149,14 @@ class PatchLayout:
                 "pass the `image_patch_layout` and `image_grid_thw` of the same processor call"
             )
         if counts is not None:
-            return cls._cut(packed, shapes, [int(count) for count in counts])
+            return cls._cut(packed, shapes, counts)
         covered = (sizes**2).cumsum(0)
         total = int(covered[-1]) if len(covered) else 0
         if total != int(areas.sum()):
             raise InvalidLayoutError(
                 f"the patch layout covers {total} base cells but the image grids {shapes} have {int(areas.sum())}; "
-                "pass the `image_patch_layout` and `image_grid_thw` of the same processor call"
+                "pass the `image_patch_layout` and `image_grid_thw` of the same processor call, and with them the "
+                "`image_patch_counts` where cells were left out"
             )
         ends = torch.searchsorted(covered, areas.cumsum(0)) + 1
         lengths = ends.diff(prepend=ends.new_zeros(1))
@@ -165,7 +166,16 @@ class PatchLayout:
         return layouts
 
     @classmethod
-    def _cut(cls, packed: Tensor, shapes: Sequence[tuple[int, int]], counts: Sequence[int]) -> list[PatchLayout]:
+    def _cut(
+        cls, packed: Tensor, shapes: Sequence[tuple[int, int]], counts: Tensor | Sequence[int]
+    ) -> list[PatchLayout]:
+        if isinstance(counts, Tensor):
+            if counts.ndim != 1 or counts.dtype != torch.int64:
+                raise InvalidLayoutError(
+                    f"image_patch_counts of shape {tuple(counts.shape)} and type {counts.dtype}: expected "
+                    "(num_images,) and int64; pass what the processor returned"
+                )
+            counts = counts.tolist()
         if len(counts) != len(shapes) or min(counts, default=1) < 1 or sum(counts) != len(packed):
             raise InvalidLayoutError(
                 f"image_patch_counts {list(counts)} for {len(shapes)} image grid(s) and {len(packed)} patches: "

@@ -9,12 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
 from loguru import logger
 from torch import Tensor, nn
 
+from apt_code.dropping import check_tolerance, drop_flat
 from apt_code.importance import IMPORTANCE_METHODS, threshold_warning
 from apt_code.importance.common import PAD_VALUE
 from apt_code.importance.entropy import BINS
@@ -36,7 +38,7 @@ class TokenizedImages:
     Attributes:
         patches: `(n, c, p, p)` float32, the patches of all images in canonical order.
         layouts: one `PatchLayout` per image.
-        masks: `{side in px: (b, rows, cols)}` float 0/1.
+        masks: `{side in px: (b, rows, cols)}` float 0/1, of the layouts.
         output_mask: `(sum of seqlens,)` int64, each token's patch size in base cells, −1 for a prefix token.
         seqlens: `(b,)` int64, tokens per image, prefix tokens included.
     """
@@ -64,15 +66,20 @@ class PatchTokenizer(nn.Module):
             fewer language tokens).
         alpha: finite and ≥ 0 for `v2`, in [0, 1] for `budget` and `joint`; `v1` ignores it.
         importance_method: `'entropy'`, `'laplacian'` or `'upsample_mse'`.
+        drop_tolerance: after the selection, plain patches and cells that repeat the colour on their left or above, to
+            within this many grey levels, are left out (see `apt_code.dropping`; 2 is recommended). `None` or `'off'`
+            leaves none out.
         num_prefix_tokens: class tokens in front of each image's patches; Qwen2-VL has none.
         bins: histogram bins of the entropy.
 
     Images are `(b, c, H, W)` with values in [0, 255], c 1 or 3. Sides need not be multiples of the patch size: cells
-    that stick out are split, and a base patch that sticks out is zero-padded.
+    that stick out are split, and a base patch that sticks out is zero-padded. With a `drop_tolerance` sides have to be
+    multiples of twice the base patch.
 
     Attributes:
         last_budget_info: after a `budget` or `joint` selection, `base_tokens`, `base_small_tokens`, `budget`, `k`,
-            `alpha` and `actual`, per image (the images of a batch share them); `None` after another method.
+            `alpha` and `actual`, per image (the images of a batch share them); `None` after another method. With a
+            `drop_tolerance` also `dropped`, a list: how many of each image's `actual` patches were left out.
 
     Warns:
         UserWarning: `v1` with a threshold above what its map can reach, which keeps every cell whole.
@@ -90,6 +97,7 @@ class PatchTokenizer(nn.Module):
         patch_selection_method: str = "v1",
         alpha: float = 1.0,
         importance_method: str = "entropy",
+        drop_tolerance: float | str | None = None,
         num_prefix_tokens: int = 0,
         bins: int = BINS,
     ) -> None:
@@ -121,9 +129,10 @@ class PatchTokenizer(nn.Module):
         self.mean, self.std = mean, std
         self.patch_selection_method = self._check_method(patch_selection_method, alpha)
         self.alpha = alpha
+        self.drop_tolerance = check_tolerance(drop_tolerance)
         self.num_prefix_tokens = num_prefix_tokens
         self.bins = bins
-        self.last_budget_info: dict[str, int | float] | None = None
+        self.last_budget_info: dict[str, Any] | None = None
         if "thresholds" in SELECTION_METHODS[patch_selection_method].reads:
             self._warn_of_thresholds(stacklevel=3)
 
@@ -160,7 +169,16 @@ class PatchTokenizer(nn.Module):
 
         Returns:
             `(masks, output_mask, seqlens)` as in `TokenizedImages`.
+
+        Raises:
+            ValueError: the tokenizer has a `drop_tolerance`: which cells repeat their neighbour, no map says.
         """
+        if self.drop_tolerance is not None:
+            raise ValueError(
+                f"construct_masks with drop_tolerance={self.drop_tolerance:g}: maps do not show which cells repeat "
+                "their neighbour; call the tokenizer itself, which has the pixels, or build it with "
+                "drop_tolerance=None"
+            )
         masks = self._select(batch_maps, patch_selection_method, alpha)
         layouts = self.layouts_of(masks)
         output_mask, seqlens = self._marks(layouts)
@@ -196,10 +214,14 @@ class PatchTokenizer(nn.Module):
     def forward(
         self, images: Tensor, patch_selection_method: str | None = None, alpha: float | None = None
     ) -> TokenizedImages:
-        """Images to packed patches: the three steps above, in canonical order."""
+        """Images to packed patches: the three steps above, in canonical order, and before packing the dropping."""
         maps = self.compute_importance_maps(images)
         masks = self._select(maps, patch_selection_method, alpha, (images.shape[-2], images.shape[-1]))
         layouts = self.layouts_of(masks)
+        if self.drop_tolerance is not None:
+            layouts = self._drop(images, layouts)
+            kept = [layout.to_masks(self.base_patch_size, self.num_scales) for layout in layouts]
+            masks = {side: torch.stack([masks[side] for masks in kept]).to(images.device) for side in masks}
         patches = self._normalise(pack_patches(images, layouts, self.base_patch_size))
         output_mask, seqlens = self._marks(layouts)
         return TokenizedImages(patches, layouts, masks, output_mask, seqlens)
@@ -207,9 +229,21 @@ class PatchTokenizer(nn.Module):
     def select_layouts(self, images: Tensor) -> list[PatchLayout]:
         """The tiling of every image, without packing any pixels."""
         if self._keeps_everything(images):
-            return [PatchLayout.uniform(self._grid(images))] * len(images)
-        maps = self.compute_importance_maps(images)
-        return lay_out(maps, self._rule(maps, image_size=(images.shape[-2], images.shape[-1])))
+            layouts = [PatchLayout.uniform(self._grid(images))] * len(images)
+        else:
+            maps = self.compute_importance_maps(images)
+            layouts = lay_out(maps, self._rule(maps, image_size=(images.shape[-2], images.shape[-1])))
+        return self._drop(images, layouts)
+
+    def _drop(self, images: Tensor, layouts: list[PatchLayout]) -> list[PatchLayout]:
+        """Without what repeats its neighbour, where the tokenizer has a tolerance."""
+        if self.drop_tolerance is None:
+            return layouts
+        kept = drop_flat(images, layouts, self.drop_tolerance, self.base_patch_size)
+        if self.last_budget_info is not None:
+            dropped = [len(before) - len(after) for before, after in zip(layouts, kept, strict=True)]
+            self.last_budget_info["dropped"] = dropped
+        return kept
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         return -(-images.shape[-2] // self.base_patch_size), -(-images.shape[-1] // self.base_patch_size)

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from apt_code.importance.common import PAD_VALUE
-from apt_code.patch_layout import PatchLayout
+from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_packing import area_average, cells_of
 
 PATCH_COLOURS: dict[int, tuple[int, int, int]] = {
@@ -25,22 +25,36 @@ PATCH_COLOURS: dict[int, tuple[int, int, int]] = {
 }
 """Border colour by patch size in base cells."""
 
+DROPPED_COLOUR = (150, 150, 150)
+"""Of the lines over what was left out."""
+
 LEGEND_BACKGROUND = (28, 28, 28)
 COLOUR_MAP = "inferno"
 INCOMPLETE_CELL = (191, 191, 191)
 
 
-def reconstruct(image: Tensor, layout: PatchLayout, patch_size: int) -> Tensor:
+def reconstruct(image: Tensor, layout: PatchLayout, patch_size: int, inherited: Tensor | None = None) -> Tensor:
     """What the model can still see: every coarse patch as its area average, at full size.
 
     Args:
         image: `(c, H, W)`, values in [0, 255]; the image the layout was made for.
         layout: its tiling.
         patch_size: side of a base patch in pixels.
+        inherited: `(c, H / merge cell, W / merge cell)`, the colour that stands for each merge cell that was left out,
+            and NaN elsewhere, as `apt_code.dropping.inherited_colours` gives it.
 
     Returns:
         `(c, H, W)` uint8.
+
+    Raises:
+        ValueError: cells of the layout were left out, and there is no colour for them.
     """
+    dropped = 0 if inherited is None else int((~inherited.isnan()).all(0).sum())
+    if dropped != layout.dropped_cells:
+        raise ValueError(
+            f"a layout with {layout.dropped_cells} cells left out, and colours for {dropped} of them: expected one "
+            "for each; pass inherited=apt_code.dropping.inherited_colours(…) of the whole tiling"
+        )
     height, width = image.shape[-2:]
     seen = image.float().clone()
     for size in layout.patches_by_size:
@@ -52,11 +66,17 @@ def reconstruct(image: Tensor, layout: PatchLayout, patch_size: int) -> Tensor:
         blocks = averages.repeat_interleave(size, 2).repeat_interleave(size, 3)
         for (row, col, _), block in zip(chosen.tolist(), blocks, strict=True):
             seen[:, row * side : (row + 1) * side, col * side : (col + 1) * side] = block
+    if inherited is not None:
+        cell = patch_size * MERGE_SIZE
+        colours = inherited.to(seen).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+        seen = torch.where(colours.isnan(), seen, colours)
     return seen[:, :height, :width].round().clamp(0, 255).to(torch.uint8)
 
 
 def draw_tiling(image: Tensor, layout: PatchLayout, patch_size: int, scale: int = 2) -> Image.Image:
     """The image with the border of every patch, coloured by size, on a dark rim that shows on light and dark alike.
+
+    What was left out is dark, with lines across.
 
     Args:
         image: `(c, H, W)`, values in [0, 255].
@@ -66,8 +86,10 @@ def draw_tiling(image: Tensor, layout: PatchLayout, patch_size: int, scale: int 
     """
     picture = to_picture(image)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.LANCZOS)
-    draw = ImageDraw.Draw(picture)
     unit = patch_size * scale
+    if layout.dropped_cells:
+        picture.paste(_hatched(picture, unit), mask=_mask_of_dropped(layout, unit, picture.size))
+    draw = ImageDraw.Draw(picture)
     # small first, so that the wider borders of large patches stay on top
     for row, col, size in sorted(layout.patches.tolist(), key=lambda patch: patch[2]):
         left, top = col * unit, row * unit
@@ -76,6 +98,20 @@ def draw_tiling(image: Tensor, layout: PatchLayout, patch_size: int, scale: int 
         inner = tuple(edge + inset for edge, inset in zip(box, (1, 1, -1, -1), strict=True))
         draw.rectangle(inner, outline=PATCH_COLOURS[size], width=min(size, 2) * max(1, scale // 2))
     return picture
+
+
+def _mask_of_dropped(layout: PatchLayout, unit: int, size: tuple[int, int]) -> Image.Image:
+    """White where no patch covers a base cell of `unit` pixels."""
+    cells = Image.fromarray(((layout.owner == -1).to(torch.uint8) * 255).cpu().numpy())
+    return cells.resize((cells.width * unit, cells.height * unit), Image.Resampling.NEAREST).crop((0, 0, *size))
+
+
+def _hatched(picture: Image.Image, unit: int) -> Image.Image:
+    dark = Image.blend(picture, Image.new("RGB", picture.size), 0.65)
+    draw = ImageDraw.Draw(dark)
+    for start in range(-picture.height, picture.width, unit):
+        draw.line((start, picture.height, start + picture.height, 0), DROPPED_COLOUR, max(1, unit // 14))
+    return dark
 
 
 def add_legend(picture: Image.Image, layout: PatchLayout, patch_size: int) -> Image.Image:
@@ -87,6 +123,8 @@ def add_legend(picture: Image.Image, layout: PatchLayout, patch_size: int) -> Im
     items: list[tuple[tuple[int, int, int] | None, str]] = [
         (PATCH_COLOURS[size], f"{size * patch_size} px: {count:,}") for size, count in layout.patches_by_size.items()
     ]
+    if layout.dropped_cells:
+        items.append((DROPPED_COLOUR, f"left out: {layout.dropped_cells:,} cells of {MERGE_SIZE * patch_size} px"))
     items.append((None, f"{layout.num_patches:,} of {total:,} patches ({layout.retention:.1%})"))
     text_px = max(14, min(picture.width // 46, 44))
     font = ImageFont.load_default(size=text_px)

@@ -13,6 +13,10 @@ from apt_code.patch_layout import MERGE_SIZE, InvalidLayoutError, PatchLayout
 LAYOUT_KEY = "image_patch_layout"
 """The key of the concatenated layouts, `(n, 3)` int64, in what a processor returns."""
 
+COUNTS_KEY = "image_patch_counts"
+"""The key of the patches of each image, `(images,)` int64. Outputs of earlier releases lack it: their layouts leave no
+cell out, so that they are cut by area."""
+
 LOST_LAYOUT = (
     "pass everything the processor returned, or preprocess with patch_selection_method='off'. (transformers-apt, "
     "which is installed here, makes fewer patches of an image and says in image_patch_layout where they are; "
@@ -39,32 +43,41 @@ class MixedScaleGrid(tuple[int, int, int]):
 
 
 def unpack(
-    image_patch_layout: torch.Tensor, image_grid_thw: torch.Tensor | None, num_rows: int | None = None
+    image_patch_layout: torch.Tensor,
+    image_grid_thw: torch.Tensor | None,
+    image_patch_counts: torch.Tensor | None = None,
+    num_rows: int | None = None,
 ) -> list[PatchLayout]:
-    """One checked layout per image, where known for `num_rows` rows of pixels.
+    """One checked layout per image, where known for `num_rows` rows of pixels. Keys as in what a processor returns.
 
     Raises:
         InvalidLayoutError: the layouts do not tile the grids, or are not those of these pixels.
     """
     if image_grid_thw is None:
         raise InvalidLayoutError("image_patch_layout without image_grid_thw; pass everything the processor returned")
-    if not isinstance(image_patch_layout, torch.Tensor):
-        raise InvalidLayoutError(
-            f"image_patch_layout is a {type(image_patch_layout).__name__}, expected an int64 tensor of shape "
-            "(num_patches, 3); call the processor with return_tensors='pt'"
-        )
-    if image_patch_layout.is_meta:
-        raise InvalidLayoutError(
-            "image_patch_layout is on the device 'meta', which holds no values; expected it on a real one: pass what "
-            "the processor returned"
-        )
+    for name, value, shape in (
+        (LAYOUT_KEY, image_patch_layout, "(num_patches, 3)"),
+        (COUNTS_KEY, image_patch_counts, "(num_images,)"),
+    ):
+        if name == COUNTS_KEY and value is None:
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise InvalidLayoutError(
+                f"{name} is a {type(value).__name__}, expected an int64 tensor of shape {shape}; call the processor "
+                "with return_tensors='pt'"
+            )
+        if value.is_meta:
+            raise InvalidLayoutError(
+                f"{name} is on the device 'meta', which holds no values; expected it on a real one: pass what the "
+                "processor returned"
+            )
     if num_rows is not None and num_rows != len(image_patch_layout):
         raise InvalidLayoutError(
             f"pixel_values has {num_rows} rows and image_patch_layout {len(image_patch_layout)}, expected "
             "one row per patch in both; pass the two that came from the same processor call"
         )
     try:
-        return PatchLayout.unpack(image_patch_layout, image_grid_thw)
+        return PatchLayout.unpack(image_patch_layout, image_grid_thw, image_patch_counts)
     except InvalidLayoutError as error:  # a reader who never asked for a layout must understand it
         raise InvalidLayoutError(
             f"{error}. (The layout is that of transformers-apt's adaptive patches, which "
@@ -134,6 +147,16 @@ def refuse_mixed_scales(
             f"pixel_values has {found} rows but image_grid_thw {grids} has {expected} patches and there is "
             f"no image_patch_layout; {LOST_LAYOUT}"
         )
+
+
+def refuse_lone_counts(image_patch_counts: torch.Tensor | None) -> None:
+    """Refuse the counts of patches that came without the layout that they cut.
+
+    Raises:
+        InvalidLayoutError: there are counts.
+    """
+    if image_patch_counts is not None:
+        raise InvalidLayoutError(f"image_patch_counts without image_patch_layout; {LOST_LAYOUT}")
 
 
 def refuse_missing_placeholders(mm_token_type_ids: torch.Tensor, mask: torch.Tensor | None, grids: Any) -> None:

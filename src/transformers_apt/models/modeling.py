@@ -10,10 +10,12 @@ from transformers.utils.generic import accepts_precomputed_kwargs, can_return_tu
 from apt_code.patch_layout import PatchLayout
 from transformers_apt.engine.overlay import Overlay, overrides
 from transformers_apt.models.layouts import (
+    COUNTS_KEY,
     LAYOUT_KEY,
     MixedScaleGrid,
     num_rows,
     refuse_layout_without_pixels,
+    refuse_lone_counts,
     refuse_missing_placeholders,
     refuse_mixed_scales,
     refuse_other_placeholders,
@@ -25,11 +27,17 @@ from transformers_apt.models.upstream import CACHE_NAMES, cache_in
 @accepts_precomputed_kwargs(modality="image")
 @can_return_tuple
 def mixed_scale_image_features(
-    self: Any, pixel_values: torch.Tensor, image_grid_thw: Any, image_patch_layout: torch.Tensor, **kwargs: Any
+    self: Any,
+    pixel_values: torch.Tensor,
+    image_grid_thw: Any,
+    image_patch_layout: torch.Tensor,
+    image_patch_counts: torch.Tensor | None,
+    **kwargs: Any,
 ) -> Any:
     """Upstream's `get_image_features` for a mixed-scale sequence: `pooler_output` holds one tensor per image, and so
     does each of `deepstack_features` where there are any."""
-    layouts = unpack(image_patch_layout, image_grid_thw, num_rows(pixel_values, self.config.vision_config))
+    rows = num_rows(pixel_values, self.config.vision_config)
+    layouts = unpack(image_patch_layout, image_grid_thw, image_patch_counts, rows)
     pixel_values = pixel_values.type(self.visual.dtype)
     outputs = self.visual(
         pixel_values, grid_thw=image_grid_thw, patch_layout=layouts, **{**kwargs, "return_dict": True}
@@ -44,10 +52,11 @@ def mixed_scale_image_features(
 class MultimodalModel(Overlay):
     """Modifications:
 
-    - `get_image_features` takes `image_patch_layout` (`generate` reads its signature) and hands it to the tower;
+    - `get_image_features` takes `image_patch_layout` and `image_patch_counts` (`generate` reads its signature), and
+      hands the layouts to the tower;
     - `get_rope_index` and `get_vision_position_ids` place each language token at its top-left merge cell; where
       upstream fails for want of placeholders, the error says that a layout may be missing;
-    - `forward` takes `image_patch_layout` and computes position ids from it where upstream would from the grid; with a
+    - `forward` takes both, and computes position ids from them where upstream would from the grid; with a
       layout but neither pixels nor features it would read the bare placeholders, and refuses to.
     """
 
@@ -59,10 +68,13 @@ class MultimodalModel(Overlay):
         image_grid_thw: torch.Tensor | None = None,
         *,
         image_patch_layout: torch.Tensor | None = None,
+        image_patch_counts: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         if image_patch_layout is not None:
-            return mixed_scale_image_features(self, pixel_values, image_grid_thw, image_patch_layout, **kwargs)
+            mixed = (image_grid_thw, image_patch_layout, image_patch_counts)
+            return mixed_scale_image_features(self, pixel_values, *mixed, **kwargs)
+        refuse_lone_counts(image_patch_counts)
         return upstream(self, pixel_values, image_grid_thw, **kwargs)
 
     @overrides("start_position", "grid_thw", "device")
@@ -78,13 +90,19 @@ class MultimodalModel(Overlay):
 
     @overrides("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
     def get_rope_index(
-        upstream: Any, self: Any, *args: Any, image_patch_layout: torch.Tensor | None = None, **kwargs: Any
+        upstream: Any,
+        self: Any,
+        *args: Any,
+        image_patch_layout: torch.Tensor | None = None,
+        image_patch_counts: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         given = inspect.signature(upstream).bind(self, *args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
         del given["self"]
         types, mask, grids = given["mm_token_type_ids"], given.get("attention_mask"), given.get("image_grid_thw")
         if image_patch_layout is None:
+            refuse_lone_counts(image_patch_counts)
             # `generate` computes positions before it encodes the images, and hands on everything it has
             refuse_mixed_scales(given.get("pixel_values"), grids, self.config.vision_config)
             try:
@@ -93,7 +111,7 @@ class MultimodalModel(Overlay):
                 if types is not None:
                     refuse_missing_placeholders(types, mask, grids)
                 raise
-        layouts = unpack(image_patch_layout, grids)
+        layouts = unpack(image_patch_layout, grids, image_patch_counts)
         refuse_other_placeholders(types, mask, layouts)
         given["image_grid_thw"] = [MixedScaleGrid.of(layout) for layout in layouts]
         position_ids, deltas = upstream(self, **given)
@@ -101,10 +119,17 @@ class MultimodalModel(Overlay):
 
     @overrides("input_ids", "position_ids", "image_grid_thw", "attention_mask", CACHE_NAMES, "mm_token_type_ids")
     def forward(
-        upstream: Any, self: Any, *args: Any, image_patch_layout: torch.Tensor | None = None, **kwargs: Any
+        upstream: Any,
+        self: Any,
+        *args: Any,
+        image_patch_layout: torch.Tensor | None = None,
+        image_patch_counts: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         if image_patch_layout is None:
+            refuse_lone_counts(image_patch_counts)
             return upstream(self, *args, **kwargs)
+        mixed = _present(image_patch_layout, image_patch_counts)
         given = inspect.signature(upstream).bind_partial(self, *args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
         past = cache_in(given)
@@ -115,10 +140,18 @@ class MultimodalModel(Overlay):
         if given.get("position_ids") is None and starts_anew and all(given.get(name) is not None for name in needed):
             names = set(inspect.signature(self.get_rope_index).parameters) & set(given)
             given["position_ids"], self.rope_deltas = self.get_rope_index(
-                **{name: given[name] for name in names}, image_patch_layout=image_patch_layout
+                **{name: given[name] for name in names}, **mixed
             )
         del given["self"]
-        return upstream(self, **given, image_patch_layout=image_patch_layout)
+        return upstream(self, **given, **mixed)
+
+
+def _present(
+    image_patch_layout: torch.Tensor | None, image_patch_counts: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Those of the two that are there, by their names."""
+    both = {LAYOUT_KEY: image_patch_layout, COUNTS_KEY: image_patch_counts}
+    return {name: value for name, value in both.items() if value is not None}
 
 
 def _missing_tail(
@@ -142,8 +175,9 @@ def _missing_tail(
 class ForConditionalGeneration(Overlay):
     """Modifications:
 
-    - `forward` names `image_patch_layout`, which `generate` demands of every input, and passes it on;
-    - `_validate_model_kwargs` takes it also where somebody's own `forward` does not name it, but takes `**kwargs`;
+    - `forward` names `image_patch_layout` and `image_patch_counts`, as `generate` demands of every input, and passes
+      them on;
+    - `_validate_model_kwargs` takes them also where somebody's own `forward` does not name them, but takes `**kwargs`;
     - `_prepare_position_ids_for_generation`, where `generate` still has all inputs, refuses a layout without pixels;
     - `_expand_inputs_for_generation` repeats a layout image by image, as the grids are, and not row by row.
     """
@@ -155,7 +189,8 @@ class ForConditionalGeneration(Overlay):
         layout, grids = model_kwargs.get(LAYOUT_KEY), model_kwargs.get("image_grid_thw")
         input_ids, expanded = upstream(self, expand_size, *args, **model_kwargs)
         if layout is not None and grids is not None:  # else the images are encoded, and nobody looks at layouts again
-            images = [image.patches.repeat(expand_size, 1) for image in unpack(layout, grids)]
+            images = unpack(layout, grids, model_kwargs.get(COUNTS_KEY))
+            images = [image.patches.repeat(expand_size, 1) for image in images]
             expanded[LAYOUT_KEY] = torch.cat(images)
         return input_ids, expanded
 
@@ -163,7 +198,8 @@ class ForConditionalGeneration(Overlay):
     def _validate_model_kwargs(upstream: Any, self: Any, model_kwargs: dict[str, Any]) -> None:
         parameters = inspect.signature(self.forward).parameters.values()
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            model_kwargs = {name: value for name, value in model_kwargs.items() if name != LAYOUT_KEY}
+            ours = (LAYOUT_KEY, COUNTS_KEY)
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in ours}
         upstream(self, model_kwargs)
 
     @overrides("inputs_tensor", "model_kwargs")
@@ -179,8 +215,11 @@ class ForConditionalGeneration(Overlay):
 
     @overrides()
     def forward(
-        upstream: Any, self: Any, *args: Any, image_patch_layout: torch.Tensor | None = None, **kwargs: Any
+        upstream: Any,
+        self: Any,
+        *args: Any,
+        image_patch_layout: torch.Tensor | None = None,
+        image_patch_counts: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
-        if image_patch_layout is not None:
-            kwargs[LAYOUT_KEY] = image_patch_layout
-        return upstream(self, *args, **kwargs)
+        return upstream(self, *args, **kwargs, **_present(image_patch_layout, image_patch_counts))

@@ -21,7 +21,7 @@ from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_packing import Affine, RowPacker
 from apt_code.patch_tokenizer import PatchTokenizer
 from transformers_apt.models import families, pixels, reach, settings
-from transformers_apt.models.layouts import LAYOUT_KEY
+from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
 from transformers_apt.models.programs import calling_program
 from transformers_apt.models.settings import NUM_SCALES, OFF, logger
 
@@ -91,9 +91,13 @@ class PatchSelector:
         if chosen.is_floating_point():  # bicubic resizing overshoots, by any amount
             chosen = (chosen * self.grey_scale if self.grey_scale != 1 else chosen).clamp(0, 255)
         tokenizer = PatchTokenizer(num_scales=NUM_SCALES, base_patch_size=self.patch_size, **self.settings)
-        found = iter(tokenizer.select_layouts(chosen))
-        layouts = [next(found) if good else everything for good in readable]
-        return layouts, [tokenizer.last_budget_info if good else None for good in readable]
+        kept = tokenizer.select_layouts(chosen)
+        infos: list[dict[str, Any] | None] = [tokenizer.last_budget_info] * len(kept)
+        if tokenizer.last_budget_info is not None and "dropped" in tokenizer.last_budget_info:
+            infos = [{**tokenizer.last_budget_info, "dropped": n} for n in tokenizer.last_budget_info["dropped"]]
+        found = iter(zip(kept, infos, strict=True))
+        both = [next(found) if good else (everything, None) for good in readable]
+        return [layout for layout, _ in both], [info for _, info in both]
 
     def __call__(self, images: Sequence[Tensor], readable: Sequence[bool], group: bool = True) -> "Selection":
         """Choose and cut the patches of a call's images, `(c, H, W)` each, as the backend has them after resizing.
@@ -201,16 +205,18 @@ def preprocess(
     _last_calls.by_processor[image_processor] = LastCall(found.infos, adaptive=True)
     grids = [[1, *layout.grid] for layout in found.layouts]
     patches = torch.cat([layout.patches for layout in found.layouts])
+    counts = torch.tensor([layout.num_patches for layout in found.layouts], dtype=torch.int64, device="cpu")
     data: dict[str, Any]
     if isinstance(images[0], np.ndarray):  # the PIL backend's; without `return_tensors` they stay what they are
         data = {
             "pixel_values": found.rows.numpy(),
             "image_grid_thw": np.array(grids, np.int64),
             LAYOUT_KEY: patches.numpy(),
+            COUNTS_KEY: counts.numpy(),
         }
     else:  # the grids, as upstream has them, on the default device
         grid_thw = torch.tensor(grids, dtype=torch.int64)
-        data = {"pixel_values": found.rows, "image_grid_thw": grid_thw, LAYOUT_KEY: patches}
+        data = {"pixel_values": found.rows, "image_grid_thw": grid_thw, LAYOUT_KEY: patches, COUNTS_KEY: counts}
     return BatchFeature(data, tensor_type=arguments["return_tensors"])
 
 
@@ -330,8 +336,9 @@ def last_budget_info(self: Any) -> list[dict[str, Any] | None] | None:
     """One dictionary per image of this thread's last call of this processor, or `None` before the first.
 
     Keys: `base_tokens`, `base_small_tokens`, `budget`, `k`, `alpha`, `actual`, as
-    `apt_code.PatchTokenizer.last_budget_info`. An entry is `None` where the method was neither `"budget"` nor
-    `"joint"`, or every patch was kept because the image could not be read.
+    `apt_code.PatchTokenizer.last_budget_info`; with a `drop_tolerance` also `dropped`, how many of the `actual`
+    patches were left out. An entry is `None` where the method was neither `"budget"` nor `"joint"`, or every patch
+    was kept because the image could not be read.
     """
     last = _last_calls.by_processor.get(self)
     return None if last is None else last.infos

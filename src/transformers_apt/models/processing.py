@@ -6,7 +6,7 @@ import torch
 
 from apt_code.patch_layout import PatchLayout
 from transformers_apt.engine.overlay import Overlay, overrides
-from transformers_apt.models.layouts import LAYOUT_KEY
+from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
 from transformers_apt.models.preprocessing import makes_layouts
 
 
@@ -14,8 +14,8 @@ class Processor(Overlay):
     """Modifications:
 
     - `replace_image_token`: as many placeholders as the image's tiling has language tokens;
-    - `model_input_names` names `image_patch_layout` after a call that made layouts; before this thread's first call of
-      the image processor, where one would.
+    - `model_input_names` names `image_patch_layout` and `image_patch_counts` after a call that made layouts; before
+      this thread's first call of the image processor, where one would.
 
     The settings come through upstream's own `images_kwargs`. `_get_num_multimodal_tokens` stays upstream's: exact for
     `"off"`, an upper bound for the other methods.
@@ -33,10 +33,11 @@ class Processor(Overlay):
         if LAYOUT_KEY not in image_inputs:
             return upstream(self, image_inputs, image_idx, **kwargs)
         # host arithmetic, wherever the caller's default device put them
-        layout, grids = (torch.as_tensor(image_inputs[name]).cpu() for name in (LAYOUT_KEY, "image_grid_thw"))
-        return self.image_token * PatchLayout.language_tokens_per_image(layout, grids)[image_idx]
+        names = (LAYOUT_KEY, "image_grid_thw", COUNTS_KEY)
+        mixed = (torch.as_tensor(image_inputs[name]).cpu() for name in names if name in image_inputs)
+        return self.image_token * PatchLayout.language_tokens_per_image(*mixed)[image_idx]
 
     @overrides()
     def model_input_names(upstream: Any, self: Any) -> list[str]:
         names = upstream(self)
-        return [*names, LAYOUT_KEY] if LAYOUT_KEY not in names and makes_layouts(self) else names
+        return [*names, LAYOUT_KEY, COUNTS_KEY] if LAYOUT_KEY not in names and makes_layouts(self) else names

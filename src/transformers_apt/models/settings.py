@@ -15,6 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.utils import logging
 
+from apt_code.dropping import check_tolerance
 from apt_code.importance import IMPORTANCE_METHODS
 from apt_code.selection import BUDGETED, SELECTION_METHODS, check_alpha
 from apt_code.selection.settings import check_thresholds
@@ -41,6 +42,7 @@ DEFAULTS: Mapping[str, Any] = {
     "alpha": 1.0,
     "importance_method": "entropy",
     "thresholds": None,
+    "drop_tolerance": None,
 }
 """The settings:
 
@@ -52,10 +54,13 @@ DEFAULTS: Mapping[str, Any] = {
 - `importance_method`: what is at stake in a cell, `"entropy"`, `"laplacian"` or `"upsample_mse"`.
 - `thresholds`: for `"v1"`, cells of 28 and of 56 px with less importance than this stay whole, `[28 px, 56 px]`, in
   the unit of the importance map. `None` takes the map's own, `[3, 2]` bits for entropy.
+- `drop_tolerance`: with any method but `"off"`, plain patches and cells that repeat the colour on their left or above,
+  to within this many grey levels, are left out: no vision patch, no language token. 2 is recommended. `None` leaves
+  nothing out; since that means "not given" in a call, `"off"` says so there.
 """
 
 USED_BY: Mapping[str, frozenset[str]] = {
-    **{name: method.reads for name, method in SELECTION_METHODS.items()},
+    **{name: method.reads | {"drop_tolerance"} for name, method in SELECTION_METHODS.items()},
     OFF: frozenset(),
 }
 """The settings that each method reads."""
@@ -66,6 +71,7 @@ def check_selection(
     alpha: float | None = None,
     importance_method: str | None = None,
     thresholds: Sequence[float] | None = None,
+    drop_tolerance: float | str | None = None,
 ) -> None:
     """Refuse settings that cannot be used; `None` stands for "not given".
 
@@ -83,6 +89,7 @@ def check_selection(
         check_alpha(patch_selection_method or "v2", alpha)  # whose range is the widest
     if thresholds is not None:
         check_thresholds(thresholds, NUM_SCALES)
+    check_tolerance(drop_tolerance)
 
 
 def names_of(image_processor: Any, named: Collection[str] = ()) -> tuple[str, ...]:
@@ -239,7 +246,7 @@ def _name_what_has_no_effect(sources: Sequence[Mapping[str, Any]], values: Mappi
             f"{name}={values[name]} has no effect with patch_selection_method={method!r}; it is used by "
             f"{[other for other, used in USED_BY.items() if name in used]}."
         )
-    if method in BUDGETED and values["alpha"] == 1:
+    if method in BUDGETED and values["alpha"] == 1 and check_tolerance(values["drop_tolerance"]) is None:
         logger.warning_once(
             f"patch_selection_method={method!r} with alpha=1 keeps every patch and saves nothing; pass alpha, the "
             "fraction of patches to keep, for example 0.3."

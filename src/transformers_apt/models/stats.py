@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from apt_code.patch_layout import PatchLayout
-from transformers_apt.models.layouts import LAYOUT_KEY
+from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
 
 PATCH_SIZE = 14
 """In pixels, Qwen2-VL's."""
@@ -26,12 +26,14 @@ def image_layouts(inputs: Mapping[str, Any]) -> list[PatchLayout]:
         raise KeyError("no 'image_grid_thw' in these inputs; expected the output of a processor call with images")
     grids = torch.as_tensor(inputs["image_grid_thw"])
     if LAYOUT_KEY in inputs:
-        return PatchLayout.unpack(torch.as_tensor(inputs[LAYOUT_KEY]), grids)
+        counts = torch.as_tensor(inputs[COUNTS_KEY]) if COUNTS_KEY in inputs else None
+        return PatchLayout.unpack(torch.as_tensor(inputs[LAYOUT_KEY]), grids, counts)
     return [PatchLayout.uniform((h, w)) for _, h, w in grids.tolist()]
 
 
 def patch_stats(inputs: Mapping[str, Any], patch_size: int | None = None) -> list[dict[str, Any]]:
-    """Per image: `grid` (h, w), `vision_patches`, `patches_by_px` {side in px: count}, `language_tokens`, `retention`.
+    """Per image: `grid` (h, w), `vision_patches`, `patches_by_px` {side in px: count}, `language_tokens`, `retention`,
+    `dropped_cells`, the merge cells that were left out.
 
     Args:
         inputs: the output of a processor call with images.
@@ -45,6 +47,7 @@ def patch_stats(inputs: Mapping[str, Any], patch_size: int | None = None) -> lis
             "patches_by_px": {size * patch_size: count for size, count in layout.patches_by_size.items()},
             "language_tokens": layout.num_language_tokens,
             "retention": layout.retention,
+            "dropped_cells": layout.dropped_cells,
         }
         for layout in image_layouts(inputs)
     ]

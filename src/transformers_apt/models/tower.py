@@ -12,7 +12,7 @@ from transformers.utils.generic import get_max_seqlen
 
 from apt_code.patch_layout import PatchLayout
 from transformers_apt.engine.overlay import Overlay, overrides
-from transformers_apt.models.layouts import num_rows, refuse_mixed_scales, unpack
+from transformers_apt.models.layouts import num_rows, refuse_lone_counts, refuse_mixed_scales, unpack
 
 PRECOMPUTED = (
     "position_ids", "cu_seqlens", "max_seqlen", "interp_indices", "interp_weights", "window_index",
@@ -79,9 +79,9 @@ class MixedSequence:
 class VisionTower(Overlay):
     """Modifications:
 
-    - `forward` takes `patch_layout`, the concatenated layouts or a list of checked ones, and then runs the family's
-      `mixed_scale_forward`; without it, pixels that are not one row per cell of the grid are refused instead of being
-      read at wrong places.
+    - `forward` takes `patch_layout`, the concatenated layouts (and `patch_counts`) or a list of checked ones, and then
+      runs the family's `mixed_scale_forward`; without it, pixels that are not one row per cell of the grid are refused
+      instead of being read at wrong places.
     """
 
     @overrides("hidden_states", "grid_thw")
@@ -92,16 +92,18 @@ class VisionTower(Overlay):
         grid_thw: Tensor,
         *,
         patch_layout: Tensor | list[PatchLayout] | None = None,
+        patch_counts: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         precomputed = sorted(set(kwargs) & set(PRECOMPUTED))
         if patch_layout is None:
+            refuse_lone_counts(patch_counts)
             positions = kwargs.get("position_ids")
             if positions is not None or not precomputed:
                 refuse_mixed_scales(hidden_states, grid_thw, self.config, positions)
             return upstream(self, hidden_states, grid_thw, **kwargs)
         if not isinstance(patch_layout, list):
-            patch_layout = unpack(patch_layout, grid_thw, num_rows(hidden_states, self.config))
+            patch_layout = unpack(patch_layout, grid_thw, patch_counts, num_rows(hidden_states, self.config))
         if precomputed:
             raise ValueError(
                 f"image_{precomputed[0]} with image_patch_layout: what it holds follows from the layout; leave it "

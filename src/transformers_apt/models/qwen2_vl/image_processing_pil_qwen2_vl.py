@@ -20,6 +20,7 @@ class Qwen2VLImageProcessorPil(Overlay):
     alpha = Qwen2VLImageProcessor.alpha
     importance_method = Qwen2VLImageProcessor.importance_method
     thresholds = Qwen2VLImageProcessor.thresholds
+    drop_tolerance = Qwen2VLImageProcessor.drop_tolerance
     last_budget_info = Qwen2VLImageProcessor.last_budget_info
     __init__ = Qwen2VLImageProcessor.__init__
     from_pretrained = Qwen2VLImageProcessor.from_pretrained
