@@ -134,9 +134,7 @@ def _walk(images: Tensor, layouts: Sequence[PatchLayout], tolerance: float, patc
                 roots = np.zeros((height // cell, width // cell, len(image)), np.int64)
                 pixels = np.zeros(roots.shape[:2], np.int64)
                 patches = layout.patches.contiguous().numpy()
-                run_kernel(
-                    dropping_kernel.keep_unlike, image, patches, tolerance, patch_size, stays, roots, pixels
-                )
+                run_kernel(dropping_kernel.keep_unlike, image, patches, tolerance, patch_size, stays, roots, pixels)
                 found.append(_Walk(torch.from_numpy(stays), roots, pixels))
             return found
     return [_keep_unlike(image, layout, tolerance, patch_size) for image, layout in zip(images, layouts, strict=True)]

@@ -330,6 +330,11 @@ class PatchLayout:
             InvalidLayoutError: naming the first patch that is wrong, and what was expected.
         """
         h, w = self.grid
+        if not whole and (h % MERGE_SIZE or w % MERGE_SIZE):
+            raise InvalidLayoutError(
+                f"an image grid of {h}×{w} base cells: expected even sides, which are made of whole merge cells; pass "
+                "the `image_grid_thw` that the processor returned for this image"
+            )
         rows, cols, sizes = self.patches.unbind(1)
         self._refuse(sizes < 1, "has a size below 1")
         self._refuse(sizes & (sizes - 1) != 0, "has a size that is not a power of two")
@@ -357,14 +362,11 @@ class PatchLayout:
 
     def _uneven(self, covered: Tensor) -> Tensor:
         """`(h · w,)` bool: base cells that a partial tiling may not cover so often."""
-        h, w = self.grid
-        cells = F.pad(covered.view(h, w), (0, w % MERGE_SIZE, 0, h % MERGE_SIZE), value=-1)
-        cells = rearrange(cells, "(hm a) (wm b) -> hm wm (a b)", a=MERGE_SIZE, b=MERGE_SIZE)
-        there = (cells == 1).any(-1, keepdim=True)
+        cells = rearrange(covered.view(self.grid), "(hm a) (wm b) -> hm wm (a b)", a=MERGE_SIZE, b=MERGE_SIZE)
+        there = (cells > 0).any(-1, keepdim=True)
         there[0, 0] = True
-        wrong = torch.where(there, cells != 1, cells > 0) & (cells >= 0)
-        wrong = rearrange(wrong, "hm wm (a b) -> (hm a) (wm b)", a=MERGE_SIZE, b=MERGE_SIZE)
-        return wrong[:h, :w].flatten()
+        wrong = torch.where(there, cells != 1, cells != 0)
+        return rearrange(wrong, "hm wm (a b) -> (hm a wm b)", a=MERGE_SIZE, b=MERGE_SIZE)
 
     def _refuse(self, wrong: Tensor, why: str) -> None:
         if bool(wrong.any()):

@@ -254,11 +254,17 @@ def canonical(patches: list[Patch] | set[Patch]) -> list[Patch]:
     return sorted(patches, key=lambda patch: (patch[0] // 2, patch[1] // 2, patch[0] % 2, patch[1] % 2))
 
 
-def is_layout(patches: list[Patch], grid: Grid) -> bool:
-    """Whether a list of patches is a tiling of the grid in canonical order."""
+def is_layout(patches: list[Patch], grid: Grid, whole: bool = True) -> bool:
+    """Whether a list of patches is a tiling of the grid in canonical order; if not `whole`, of some of its merge cells,
+    the first among them."""
     if any(size not in (1, 2, 4, 8, 16, 32) or row % size or col % size for row, col, size in patches):
         return False
     covered = times_covered(patches, grid)
+    if not whole and all(covered.get(cell) for cell in ((0, 0), (0, 1), (1, 0), (1, 1))):
+        merge_cells = [[(row + i, col + j) for i in range(2) for j in range(2)] for row, col in covered]
+        for cells in (cells for cells in merge_cells if cells[0][0] % 2 == cells[0][1] % 2 == 0):
+            if not any(covered.get(cell) for cell in cells):
+                covered.update(dict.fromkeys(cells, 1))
     return (
         all(covered[cell] == 1 for cell in covered)
         and len(covered) == math.prod(grid)

@@ -86,9 +86,12 @@ def test_against_the_slow_rule(rows, cols, levels, seed, chance, tolerance, chan
     expected = slow_rule(image.astype(int).tolist(), patches, grid, tolerance, patch)
     pixels, layout = torch.from_numpy(image), layout_of(patches, grid)
     (compiled,) = drop_flat(pixels[None], [layout], tolerance, patch)
-    plain = layout.patches[dropping._keep_unlike(pixels, layout, tolerance, patch).stays]
+    walk = dropping._keep_unlike(pixels, layout, tolerance, patch)
+    plain = layout.patches[walk.stays]
     (floats,) = drop_flat(pixels[None].float(), [layout], tolerance, patch)
     assert compiled.patches.tolist() == plain.tolist() == floats.patches.tolist() == expected
+    (other,) = dropping._walk(pixels[None], [layout], tolerance, patch)
+    assert np.array_equal(walk.roots, other.roots) and np.array_equal(walk.pixels, other.pixels)
 
 
 def test_the_scenes_are_worth_it():
@@ -144,6 +147,27 @@ def test_images_of_a_batch_do_not_see_each_other():
         assert not is_layout(found.patches.tolist(), grid) or len(found) == len(layout)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_what_is_dropped_inherits_the_roots_colour(dtype):
+    """By hand: 100 and 120 are roots; 101 is dropped beside 100, and 99 beside it, within 2 of the root too."""
+    levels = torch.tensor([[100, 101, 120], [99, 150, 121]])
+    image = levels.repeat_interleave(28, 0).repeat_interleave(28, 1).expand(3, -1, -1).to(dtype).clone()
+    image[:, 28:, 28:56] += torch.arange(28).to(dtype)  # not flat
+    layout = layout_of([[row, col, 2] for row in (0, 2) for col in (0, 2, 4)], (4, 6))
+    colours = dropping.inherited_colours(image, layout, 2, 14)
+    expected = torch.tensor([[torch.nan, 100, torch.nan], [100, torch.nan, 120]])
+    for channel in colours:
+        torch.testing.assert_close(channel, expected, equal_nan=True)
+    (found,) = drop_flat(image[None], [layout], 2, 14)
+    assert torch.equal(colours[0].isnan(), found.owner[::2, ::2] >= 0)
+
+
+def test_images_that_are_not_made_of_merge_cells_are_refused():
+    layout = PatchLayout.uniform((4, 6))
+    with pytest.raises(ValueError, match=r"images of 50×84 px with drop_tolerance: .* multiples of 28 px; .* 'off'"):
+        drop_flat(torch.zeros(1, 3, 50, 84), [layout], 2, 14)
+
+
 @pytest.mark.parametrize(
     ("value", "error", "words"),
     [
@@ -159,7 +183,10 @@ def test_a_tolerance_that_cannot_be_used_is_refused(value, error, words):
     with pytest.raises(error, match=words) as refusal:
         dropping.check_tolerance(value)
     assert "drop_tolerance=" in str(refusal.value) and "'off'" in str(refusal.value)
-    assert dropping.check_tolerance(None) is None is dropping.check_tolerance("off") and dropping.check_tolerance(2) == 2.0
+    assert (
+        dropping.check_tolerance(None) is None is dropping.check_tolerance("off")
+        and dropping.check_tolerance(2) == 2.0
+    )
 
 
 # -------------------------------------------------------------------- layouts with cells left out

@@ -18,7 +18,7 @@ import torch
 from loguru import logger
 from numba.core.caching import IndexDataCacheFile
 
-from apt_code import PatchTokenizer, compilation, patch_packing_kernel
+from apt_code import PatchTokenizer, compilation, dropping_kernel, patch_packing_kernel
 from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_mse_kernel
 from apt_code.patch_packing import RowPacker
 from apt_code.selection import best_splits_kernel, budget_kernel, joint_kernel, tiling_kernel
@@ -239,6 +239,7 @@ KERNELS = [
     (joint_kernel, "joint_scores"),
     (best_splits_kernel, "keep_all_but_best"),
     (tiling_kernel, "canonical_patches"),
+    (dropping_kernel, "keep_unlike"),
 ]
 
 
@@ -247,7 +248,9 @@ def everything(images: torch.Tensor) -> list[torch.Tensor]:
     found = []
     for importance_method in IMPORTANCE_METHODS:
         for method in ("budget", "joint"):
-            tokenizer = PatchTokenizer(patch_selection_method=method, alpha=0.5, importance_method=importance_method)
+            tokenizer = PatchTokenizer(
+                patch_selection_method=method, alpha=0.5, importance_method=importance_method, drop_tolerance=30
+            )
             layouts = tokenizer.select_layouts(images)
             found += [layout.patches for layout in layouts]
             found += RowPacker(14, 2, lambda pixels: pixels / 255)(images, layouts)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from apt_code import PatchLayout, PatchTokenizer, patch_packing_kernel
+from apt_code import PatchLayout, PatchTokenizer, dropping_kernel, patch_packing_kernel
 from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_mse_kernel
 from apt_code.importance.entropy import compute_patch_entropy_batched
 from apt_code.patch_packing import RowPacker, pack_patches
@@ -28,6 +28,7 @@ def launches(monkeypatch):
         (joint_kernel, "joint_scores"),
         (best_splits_kernel, "keep_all_but_best"),
         (tiling_kernel, "canonical_patches"),
+        (dropping_kernel, "keep_unlike"),
     ):
         kernel = getattr(module, name)
 
@@ -53,6 +54,16 @@ def test_a_batch_costs_as_many_launches_as_an_image(launches, batch):
         "canonical_patches": 2,
         "gather_rows": 2,
     }
+
+
+def test_dropping_costs_a_launch_for_each_image(launches):
+    """Its sums belong to one image's tiling; without a tolerance it costs nothing."""
+    images = torch.zeros((3, 3, 112, 112), dtype=torch.uint8)
+    for drop_tolerance, calls in ((None, 0), ("off", 0), (2, 3)):
+        launches.clear()
+        layouts = PatchTokenizer(drop_tolerance=drop_tolerance).select_layouts(images)
+        assert launches.get("keep_unlike", 0) == calls
+        assert [len(layout) for layout in layouts] == [1 if calls else 4] * 3
 
 
 def test_a_budget_for_everything_reads_no_pixel(launches):

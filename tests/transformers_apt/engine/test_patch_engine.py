@@ -138,9 +138,10 @@ def test_signatures_name_the_layout(off):
     for (cls, name), before, document in zip(places, upstream, documents, strict=True):
         method = getattr(cls, name)
         found = inspect.signature(method)
-        added = found.parameters["image_patch_layout"]
-        assert added.kind is added.KEYWORD_ONLY and added.default is None
-        others = [parameter for parameter in found.parameters.values() if parameter.name != "image_patch_layout"]
+        names = ("image_patch_layout", "image_patch_counts")
+        for added in (found.parameters[name] for name in names):
+            assert added.kind is added.KEYWORD_ONLY and added.default is None
+        others = [parameter for parameter in found.parameters.values() if parameter.name not in names]
         assert others == list(before.parameters.values())
         assert (method.__name__, method.__doc__) == (name, document)
 

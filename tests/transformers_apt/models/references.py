@@ -5,9 +5,20 @@ import torch
 
 from apt_code import PatchLayout
 
+VISUAL = ("pixel_values", "image_grid_thw", "image_patch_layout", "image_patch_counts")
+"""What a processor returns of images."""
+
+BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
+SELECTIONS = {"whole": BUDGET, "dropping": {**BUDGET, "drop_tolerance": 30}}
+"""For what has to hold with cells left out too; so much is tolerated that small photos lose some."""
+
+
+def visual(batch):
+    return {name: batch[name] for name in VISUAL if name in batch}
+
 
 def layouts_of(output):
-    return PatchLayout.unpack(output["image_patch_layout"], output["image_grid_thw"])
+    return PatchLayout.unpack(output["image_patch_layout"], output["image_grid_thw"], output["image_patch_counts"])
 
 
 def naive_rows(image, layout, image_processor):

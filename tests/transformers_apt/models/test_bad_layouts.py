@@ -6,10 +6,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from apt_code import InvalidLayoutError
+from tests.apt_code.references import is_layout
+from tests.transformers_apt.models.references import BUDGET, SELECTIONS, visual
 
 pytestmark = pytest.mark.every_family
-
-BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -17,15 +17,35 @@ def model(load_model):
     return load_model()
 
 
-@pytest.fixture(scope="module")
-def batch(folder, photos, half_plain):
+@pytest.fixture(scope="module", params=["whole", "dropping", "of an earlier release"])
+def batch(request, folder, photos, half_plain):
     """Two images of different grids in one prompt."""
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "And these?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return processor(images=[half_plain, photos[2]], text=text, return_tensors="pt", images_kwargs=BUDGET)
+    settings = SELECTIONS.get(request.param, BUDGET)
+    batch = processor(images=[half_plain, photos[2]], text=text, return_tensors="pt", images_kwargs=settings)
+    if request.param == "of an earlier release":
+        del batch["image_patch_counts"]
+    return batch
+
+
+def is_another_tiling(batch):
+    """Of as many patches: with counts, cells may be left out anywhere, and nobody can tell."""
+    if not {"image_patch_counts", "image_patch_layout", "image_grid_thw"} <= set(batch):
+        return False
+    layout, counts = batch["image_patch_layout"], batch["image_patch_counts"].tolist()
+    grids = [tuple(grid) for grid in batch["image_grid_thw"].tolist()]
+    if not isinstance(layout, torch.Tensor) or layout.is_meta or layout.dtype != torch.int64 or layout.ndim != 2:
+        return False
+    if len(counts) != len(grids) or sum(counts) != len(layout) or layout.shape[1] != 3:
+        return False
+    return all(
+        time == 1 and h > 0 < w and h % 2 == w % 2 == 0 and is_layout(part.tolist(), (h, w), whole=False)
+        for part, (time, h, w) in zip(layout.split(counts), grids, strict=True)
+    )
 
 
 def shuffle(batch, draw):
@@ -104,8 +124,16 @@ def lose_placeholders(batch, draw):
         batch[name] = batch[name][:, kept]
 
 
+def change_the_counts(batch, draw):
+    if "image_patch_counts" not in batch:
+        return
+    counts = batch["image_patch_counts"]
+    changed = (counts.flip(0), counts[:1], counts[:0], counts + 1, counts.float(), counts[None], counts.tolist(), 7)
+    batch["image_patch_counts"] = draw(st.sampled_from(changed))
+
+
 SPOILS = (
-    *(shuffle, duplicate, drop, change_a_number, other_type, other_shape),
+    *(change_the_counts, shuffle, duplicate, drop, change_a_number, other_type, other_shape),
     *(no_values, change_the_grid, other_grids, leave_out, lose_placeholders),
 )
 
@@ -125,12 +153,14 @@ def test_whatever_was_done_to_them_it_is_refused(model, batch, draw, spoil):
     spoiled = {name: value.clone() for name, value in batch.items()}
     spoil(spoiled, draw.draw)
     assume(differs(spoiled, batch))
+    same_pixels = len(spoiled.get("pixel_values", ())) == len(batch["pixel_values"])
+    assume(spoil in (change_the_counts, lose_placeholders) or not (same_pixels and is_another_tiling(spoiled)))
     with pytest.raises(InvalidLayoutError) as refusal, torch.no_grad():
         model(**spoiled)
     message = str(refusal.value)
     said = ("pass", "call the processor", "expected", "convert", "has shape", "use the")
     assert any(word in message for word in said), f"says not what was expected or to do: {message}"
-    assert any(word in message for word in ("layout", "image_patch_layout", "pixel_values", "image_grid_thw", "grid"))
+    assert any(word in message for word in ("layout", "image_patch_counts", "pixel_values", "grid"))
 
 
 @pytest.mark.parametrize("way", ["forward", "generate"])
@@ -154,14 +184,16 @@ def test_a_layout_for_several_frames(model, batch):
 @pytest.mark.parametrize("way", ["forward", "generate"])
 def test_a_model_that_was_loaded_before_revert(model, batch, upstream, way):
     """Upstream does not know the layout: it must fail, and not read mixed scales as a grid."""
-    with upstream(), pytest.raises((RuntimeError, ValueError)), torch.no_grad():
+    with upstream(), pytest.raises((RuntimeError, ValueError, IndexError)), torch.no_grad():
         getattr(model, way)(**batch)
 
 
 @pytest.mark.parametrize("way", ["forward", "generate"])
 def test_adaptive_inputs_that_lost_their_layout_in_a_stock_model(model, batch, upstream, way):
-    without = {name: value for name, value in batch.items() if name != "image_patch_layout"}
-    with upstream(), pytest.raises((RuntimeError, ValueError)), torch.no_grad():
+    without = {
+        name: value for name, value in batch.items() if name not in ("image_patch_layout", "image_patch_counts")
+    }
+    with upstream(), pytest.raises((RuntimeError, ValueError, IndexError)), torch.no_grad():
         getattr(model, way)(**without)
 
 
@@ -190,7 +222,7 @@ def test_a_stale_layout_in_the_next_turn(model, processor, half_plain, photos):
         **BUDGET,
     )
     for stale in (["image_patch_layout"], ["image_patch_layout", "image_grid_thw"],
-                  ["image_patch_layout", "image_grid_thw", "pixel_values"]):  # fmt: skip
+                  ["image_patch_layout", "image_grid_thw", "pixel_values"], list(visual(first))):  # fmt: skip
         mixed = {**both, **{name: first[name] for name in stale}}
         for way in (model, model.generate):
             with pytest.raises(InvalidLayoutError), torch.no_grad():

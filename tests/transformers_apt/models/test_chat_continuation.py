@@ -13,21 +13,20 @@ import torch
 from packaging.version import Version
 from transformers import __version__ as transformers_version
 
+from tests.transformers_apt.models.references import SELECTIONS, visual
+
 pytestmark = pytest.mark.every_family
 
 SETTINGS = {
     "off": {"patch_selection_method": "off"},
     "everything": {"patch_selection_method": "budget", "alpha": 1.0},
     "budget": {"patch_selection_method": "budget", "alpha": 0.3},
+    "dropping": SELECTIONS["dropping"],
 }
 NEXT_TURN = "<|im_end|>\n<|im_start|>user\nAnd <|vision_start|><|image_pad|><|vision_end|>?<|im_start|>assistant\n"
 computes_new_positions = pytest.mark.skipif(
     Version(transformers_version) < Version("5.23"), reason="this transformers keeps the positions' rule of the text"
 )
-
-
-def visual(batch):
-    return {name: value for name, value in batch.items() if name.startswith(("pixel_values", "image_"))}
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def chat(load_model, processor, prompt, half_plain, photos):
     def start(settings):
         model = load_model()
         first = processor(images=half_plain, text=prompt(), return_tensors="pt", images_kwargs=settings)
-        second = processor(images=photos[0], text=NEXT_TURN, return_tensors="pt", images_kwargs=settings)
+        second = processor(images=photos[1], text=NEXT_TURN, return_tensors="pt", images_kwargs=settings)
         answered = model.generate(**first, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
         answer = answered.sequences[:, first["input_ids"].shape[1] :]
         no_image = torch.zeros_like(answer, dtype=first["mm_token_type_ids"].dtype)
@@ -126,7 +125,7 @@ def test_a_next_turn_of_text(method, chat, processor):
     assert torch.equal(positions, all_positions[..., -positions.shape[-1] :])
 
 
-@pytest.mark.parametrize("method", ["off", "budget"])
+@pytest.mark.parametrize("method", ["off", "budget", "dropping"])
 def test_forward_with_a_cache_and_a_new_image(method, chat):
     """Decoding by hand: `forward` on a cache numbers new tokens by the text's rule, as upstream does."""
     model, cache, _, second = chat(SETTINGS[method])

@@ -24,7 +24,7 @@ from transformers_apt.engine import finder, patching
 from transformers_apt.models.upstream import CACHE_NAMES
 
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
-SETTINGS = ("patch_selection_method", "alpha", "importance_method", "thresholds")
+SETTINGS = ("patch_selection_method", "alpha", "importance_method", "thresholds", "drop_tolerance")
 RELIED_ON: dict[str, list[str]] = {}
 """Member -> the tests that hold what is relied on."""
 
@@ -253,12 +253,14 @@ def test_get_image_features_is_what_forward_and_generate_encode_with(model, stoc
 @pytest.mark.every_family
 @relies_on("MultimodalModel.get_image_features", "ForConditionalGeneration.forward", "MultimodalModel.forward")
 def test_generate_reads_the_signatures(model, stock_inputs):
-    with pytest.raises(ValueError, match="image_patch_layout"):
-        model.generate(**stock_inputs, image_patch_layout=torch.zeros(1, 3), max_new_tokens=2)
+    for name in ("image_patch_layout", "image_patch_counts"):
+        with pytest.raises(ValueError, match=name):
+            model.generate(**stock_inputs, **{name: torch.zeros(1, 3)}, max_new_tokens=2)
     for method in (type(model).forward, type(model.model).forward, type(model.model).get_image_features):
         kinds = {parameter.kind for parameter in inspect.signature(method).parameters.values()}
         assert inspect.Parameter.VAR_KEYWORD in kinds, f"{method.__qualname__} no longer hands on unknown arguments"
-        assert "image_patch_layout" not in parameters(method), f"{method.__qualname__} knows layouts of its own"
+        own = {"image_patch_layout", "image_patch_counts"} & set(parameters(method))
+        assert not own, f"{method.__qualname__} knows layouts of its own"
 
 
 @pytest.mark.every_family
@@ -330,8 +332,10 @@ def test_inputs_are_expanded_row_by_row(model, stock_inputs, heard):
     with torch.no_grad():
         model.generate(**stock_inputs, max_new_tokens=2, num_beams=2)
     assert calls[0]["expand_size"] == 2, "the size is no longer passed by name"
-    _, expanded = model._expand_inputs_for_generation(2, image_grid_thw=torch.tensor([[1, 2, 4], [1, 4, 6]]))
+    given = {"image_grid_thw": torch.tensor([[1, 2, 4], [1, 4, 6]]), "image_patch_counts": torch.tensor([8, 24])}
+    _, expanded = model._expand_inputs_for_generation(2, **given)
     assert expanded["image_grid_thw"].tolist() == [[1, 2, 4]] * 2 + [[1, 4, 6]] * 2, "grids are repeated otherwise"
+    assert expanded["image_patch_counts"].tolist() == [8, 8, 24, 24], "counts are repeated otherwise"
 
 
 @pytest.mark.every_family

@@ -41,6 +41,11 @@ def test_it_stands_between_the_attributes_and_the_default(backend, half_plain, e
     environment({"patch_selection_method": "off"})
     assert "image_patch_layout" not in backend()(images=half_plain)
     assert torch.equal(layout(backend(), **BUDGET), budget)
+    environment({**BUDGET, "drop_tolerance": 30})
+    dropped = layout(backend())
+    assert len(dropped) < len(budget)
+    assert torch.equal(layout(backend(drop_tolerance="off")), budget)
+    assert torch.equal(layout(backend(drop_tolerance=30), **BUDGET), dropped)
     environment({"patch_selection_method": None, "alpha": None})
     assert torch.equal(layout(backend()), v1), "null says nothing"
 
@@ -68,6 +73,7 @@ def test_it_reaches_owned_image_processors_and_whole_processors(processor, promp
         ('{"alpha": 1e999}', "alpha=inf"),
         ('{"alpha": -1}', "alpha=-1"),
         ("[" * 100_000, "is no JSON"),
+        ('{"drop_tolerance": -2}', "drop_tolerance=-2"),
     ],
 )
 def test_a_bad_value_is_one_clear_error_at_first_use(text, words, processor, prompt, half_plain, environment):

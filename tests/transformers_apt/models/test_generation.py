@@ -6,37 +6,42 @@ from packaging.version import Version
 from transformers import __version__ as transformers_version
 from transformers import pipeline
 
-from apt_code import PatchLayout
+from tests.transformers_apt.models.references import BUDGET, SELECTIONS, layouts_of, visual
 
 pytestmark = pytest.mark.every_family
 
-BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
+@pytest.fixture(params=SELECTIONS)
+def settings(request):
+    return SELECTIONS[request.param]
+
+
 @pytest.fixture
-def batch(processor, prompt, photos, half_plain):
+def batch(settings, processor, prompt, photos, half_plain):
     """Two prompts with one and two images, padded on the left."""
     batch = processor(
-        images=[half_plain, photos[0], photos[2]],
+        images=[half_plain, photos[2], photos[1]],
         text=[prompt(1), prompt(2, text="What is the difference between the two?")],
         return_tensors="pt",
         padding=True,
-        images_kwargs=BUDGET,
+        images_kwargs=settings,
     )
     assert bool((batch["attention_mask"] == 0).any())
+    assert all(bool(layout.dropped_cells) == ("drop_tolerance" in settings) for layout in layouts_of(batch))
     return batch
 
 
 @pytest.fixture
-def one_image_each(processor, prompt, photos, half_plain):
+def one_image_each(settings, processor, prompt, photos, half_plain):
     """Two padded prompts with one image each: upstream 5.18 mixes up the images of a prompt that it expands."""
     return processor(
-        images=[half_plain, photos[0]],
+        images=[half_plain, photos[1]],
         text=[prompt(), prompt(text="What is the meaning of this?")],
         return_tensors="pt",
         padding=True,
-        images_kwargs=BUDGET,
+        images_kwargs=settings,
     )
 
 
@@ -104,8 +109,8 @@ def test_caches_do_not_change_the_answer(options, model, batch):
     assert torch.equal(generate(model, batch, **options), generate(model, batch))
 
 
-def test_rows_of_a_padded_batch_are_independent(model, processor, prompt, half_plain, batch):
-    alone = processor(images=half_plain, text=prompt(1), return_tensors="pt", images_kwargs=BUDGET)
+def test_rows_of_a_padded_batch_are_independent(model, processor, prompt, half_plain, batch, settings):
+    alone = processor(images=half_plain, text=prompt(1), return_tensors="pt", images_kwargs=settings)
     assert torch.equal(generate(model, alone)[:, -6:], generate(model, batch)[:1, -6:])
 
 
@@ -163,8 +168,8 @@ def test_expanding_a_prompt_with_two_images(options, model, batch):
 
 def first_image_rows(batch):
     """How many rows of each visual input belong to the first image."""
-    patches = PatchLayout.unpack(batch["image_patch_layout"], batch["image_grid_thw"])[0].num_patches
-    return {"pixel_values": patches, "image_patch_layout": patches, "image_grid_thw": 1}
+    patches = layouts_of(batch)[0].num_patches
+    return {"pixel_values": patches, "image_patch_layout": patches, "image_grid_thw": 1, "image_patch_counts": 1}
 
 
 def test_hidden_states_and_attentions(load_model, batch):
@@ -220,9 +225,20 @@ def test_the_models_device_and_dtype_rule(model, inputs):
         assert bool(torch.isfinite(model(**moved).logits).all())
 
 
-def test_images_and_a_video(model, processor, prompt, half_plain, photos):
+def test_outputs_of_earlier_releases_are_understood(model, processor, prompt, photos, half_plain):
+    """They have no counts: every layout tiles its grid."""
+    images, text = [half_plain, photos[1]], prompt(2)
+    batch = processor(images=images, text=text, return_tensors="pt", images_kwargs=BUDGET)
+    earlier = without(batch, "image_patch_counts")
+    with torch.no_grad():
+        assert torch.equal(model(**earlier).logits, model(**batch).logits)
+    assert torch.equal(generate(model, earlier), generate(model, batch))
+
+
+def test_images_and_a_video(settings, model, processor, prompt, half_plain, photos):
     video = torch.stack([torch.tensor([index * 60.0]).expand(3, 56, 56) for index in range(4)])
-    batch = processor(images=half_plain, videos=[video], text=prompt(1, 1), return_tensors="pt", images_kwargs=BUDGET)
+    call = {"images": half_plain, "videos": [video], "text": prompt(1, 1), "return_tensors": "pt"}
+    batch = processor(**call, images_kwargs=settings)
     length = batch["input_ids"].shape[1]
     new = generate(model, batch)[:, length:]
     with torch.no_grad():
@@ -232,7 +248,7 @@ def test_images_and_a_video(model, processor, prompt, half_plain, photos):
     assert torch.equal(whole[:, 1:].argmax(-1), new[:, 1:])
 
 
-@pytest.mark.parametrize("settings", [{"patch_selection_method": "off"}, BUDGET], ids=["off", "budget"])
+@pytest.mark.parametrize("settings", [{"patch_selection_method": "off"}, *SELECTIONS.values()], ids=str)
 def test_embeddings_instead_of_ids(settings, model, processor, prompt, half_plain):
     """With `inputs_embeds` upstream finds the placeholders by their embedding; the ids still give the positions."""
     batch = dict(processor(images=half_plain, text=prompt(), return_tensors="pt", images_kwargs=settings))
@@ -254,10 +270,9 @@ def without(batch, *names):
 def test_features_encoded_beforehand(model, batch):
     """`mm_encoder_outputs`, upstream's way of encoding images once."""
     expected = generate(model, batch)
-    visual = {name: batch[name] for name in ("pixel_values", "image_grid_thw", "image_patch_layout")}
     with torch.no_grad():
         logits = model(**batch).logits
-        encoded = model.get_image_features(**visual, return_dict=True)
+        encoded = model.get_image_features(**visual(batch), return_dict=True)
         rest = without(batch, "pixel_values")
         assert torch.equal(model(**rest, mm_encoder_outputs={"image": encoded}).logits, logits)
     assert torch.equal(generate(model, {**rest, "mm_encoder_outputs": {"image": encoded}}), expected)

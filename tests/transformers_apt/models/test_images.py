@@ -10,7 +10,7 @@ from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
 from apt_code import patch_packing
-from tests.transformers_apt.models.references import layouts_of, naive_rows
+from tests.transformers_apt.models.references import VISUAL, layouts_of, naive_rows
 
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
@@ -216,7 +216,9 @@ def test_placeholders_whatever_the_tensors(backend, tensors, folder, processor, 
 @pytest.mark.every_family
 def test_without_text(processor, half_plain):
     batch = processor(images=half_plain, return_tensors="pt", **BUDGET)
-    assert set(batch) == {"pixel_values", "image_grid_thw", "image_patch_layout"}
+    assert set(batch) == set(VISUAL)
+    assert batch["image_patch_counts"].dtype == torch.int64
+    assert batch["image_patch_counts"].tolist() == [len(batch["image_patch_layout"])]
 
 
 @pytest.mark.every_family
@@ -224,9 +226,9 @@ def test_model_input_names(family, processor, prompt, half_plain, upstream):
     """Before a call, what one would return; afterwards, what this one did."""
     with upstream():
         names = processor.model_input_names
-    assert processor.model_input_names == [*names, *(["image_patch_layout"] if family == "qwen2_vl" else [])]
+    assert processor.model_input_names == [*names, *(VISUAL[2:] if family == "qwen2_vl" else [])]
     batch = processor(images=half_plain, text=prompt(), images_kwargs=BUDGET)
-    assert processor.model_input_names == [*names, "image_patch_layout"]
+    assert processor.model_input_names == [*names, *VISUAL[2:]]
     assert set(batch) <= set(processor.model_input_names)
     processor(images=half_plain, text=prompt(), images_kwargs=OFF)
     assert processor.model_input_names == names

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from tests.transformers_apt.models.references import visual
+
 pytestmark = pytest.mark.every_family
 
-BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 JOINT = {"patch_selection_method": "joint", "alpha": 0.4, "importance_method": "upsample_mse"}
 
 
@@ -16,8 +17,8 @@ def logits(model, batch, **more):
 
 
 def positions_of(model, batch):
-    names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask", "image_patch_layout")
-    return model.model.get_rope_index(**{name: batch[name] for name in names})[0]
+    inputs = {name: value for name, value in batch.items() if name != "pixel_values"}
+    return model.model.get_rope_index(**inputs)[0]
 
 
 def test_positions_decide_the_answer_on_every_axis(model, inputs):
@@ -33,9 +34,8 @@ def test_positions_decide_the_answer_on_every_axis(model, inputs):
 
 def test_the_layout_alone_decides_the_answer(model, inputs, monkeypatch):
     """The tower's features held fixed, the same tokens at the places of another tiling give other logits."""
-    visual = {name: inputs[name] for name in ("pixel_values", "image_grid_thw", "image_patch_layout")}
     with torch.no_grad():
-        encoded = {"image": model.get_image_features(**visual, return_dict=True)}
+        encoded = {"image": model.get_image_features(**visual(inputs), return_dict=True)}
     rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
     expected = logits(model, rest, mm_encoder_outputs=encoded)
     row, col, size = rest["image_patch_layout"].unbind(1)
@@ -50,11 +50,12 @@ def test_the_layout_alone_decides_the_answer(model, inputs, monkeypatch):
 
 @pytest.mark.every_family(moe=True)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_says_what_its_prompts_say_alone(side, model, processor, prompt, half_plain, photos):
+@pytest.mark.parametrize("drop_tolerance", [None, 30])
+def test_a_batch_says_what_its_prompts_say_alone(drop_tolerance, side, model, processor, prompt, half_plain, photos):
     """Mixed layouts, one of them with two images; padding is masked in attention and in linear attention."""
     images = [[half_plain], [photos[2], photos[0]], [photos[1]]]
     texts = [prompt(1), prompt(2, text="What is the difference between the two?"), prompt(1, text="And this one?")]
-    settings = {"return_tensors": "pt", "images_kwargs": JOINT}
+    settings = {"return_tensors": "pt", "images_kwargs": {**JOINT, "drop_tolerance": drop_tolerance}}
     batch = processor(images=images, text=texts, padding=True, padding_side=side, **settings)
     kept = batch["attention_mask"].bool()
     assert not kept.all() and bool(kept[:, 0 if side == "right" else -1].all())

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from apt_code import InvalidLayoutError
+from tests.transformers_apt.models.references import VISUAL
 from transformers_apt.models.upstream import CACHE_NAMES, cache_in
 
 pytestmark = pytest.mark.every_family
@@ -32,10 +33,12 @@ ENTRIES = {
 }
 
 
+@pytest.mark.parametrize("lost", [VISUAL[2:], VISUAL[2:3]], ids=["both", "the layout"])
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_every_entry_says_what_was_lost(entry, model, inputs):
-    without = {name: value for name, value in inputs.items() if name != "image_patch_layout"}
-    with pytest.raises(InvalidLayoutError, match=LOST) as refusal, torch.no_grad():
+def test_every_entry_says_what_was_lost(entry, lost, model, inputs):
+    without = {name: value for name, value in inputs.items() if name not in lost}
+    words = LOST if len(lost) == 2 else f"{LOST}|image_patch_counts without image_patch_layout"
+    with pytest.raises(InvalidLayoutError, match=words) as refusal, torch.no_grad():
         ENTRIES[entry](model, without)
     assert all(words in str(refusal.value) for words in HELP)
 

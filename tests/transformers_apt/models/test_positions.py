@@ -102,8 +102,7 @@ def positions_seen(model):
 
 
 def rope_of(model, batch):
-    names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask", "image_patch_layout")
-    return model.model.get_rope_index(**{name: batch[name] for name in names})
+    return model.model.get_rope_index(**{name: value for name, value in batch.items() if name != "pixel_values"})
 
 
 def test_generate_and_forward_read_these_positions(model, inputs):

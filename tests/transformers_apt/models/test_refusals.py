@@ -4,15 +4,61 @@ import pytest
 import torch
 
 from apt_code import InvalidLayoutError
+from tests.transformers_apt.models.references import BUDGET, SELECTIONS, VISUAL
 
 pytestmark = pytest.mark.every_family
-
-BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
 
 def drop_a_patch(batch):
     batch["image_patch_layout"] = batch["image_patch_layout"][:-1]
     batch["pixel_values"] = batch["pixel_values"][:-1]
+
+
+def earlier_release(batch):
+    del batch["image_patch_counts"]
+
+
+def drop_a_patch_of_an_earlier_release(batch):
+    drop_a_patch(batch)
+    earlier_release(batch)
+
+
+def leave_out(batch, patches):
+    """As if they had been dropped."""
+    kept = [i for i in range(len(batch["image_patch_layout"])) if i not in patches]
+    for name in ("pixel_values", "image_patch_layout"):
+        batch[name] = batch[name][kept]
+    batch["image_patch_counts"] = torch.tensor([len(kept)])
+
+
+def leave_out_a_part_of_a_cell(batch):
+    leave_out(batch, [int((batch["image_patch_layout"][:, 2] == 1).nonzero()[1])])
+
+
+def leave_out_the_first_cell(batch):
+    first = batch["image_patch_layout"][:, :2] // 2 == 0
+    leave_out(batch, first.all(1).nonzero().flatten().tolist())
+
+
+def one_count_too_many(batch):
+    batch["image_patch_counts"] += 1
+
+
+def counts_of_two_images(batch):
+    count = int(batch["image_patch_counts"])
+    batch["image_patch_counts"] = torch.tensor([1, count - 1])
+
+
+def float_counts(batch):
+    batch["image_patch_counts"] = batch["image_patch_counts"].float()
+
+
+def list_counts(batch):
+    batch["image_patch_counts"] = batch["image_patch_counts"].tolist()
+
+
+def counts_alone(batch):
+    del batch["image_patch_layout"]
 
 
 def drop_a_row(batch):
@@ -45,7 +91,7 @@ def size_three(batch):
 
 
 def no_layout(batch):
-    del batch["image_patch_layout"]
+    del batch["image_patch_layout"], batch["image_patch_counts"]
 
 
 def no_grid(batch):
@@ -65,7 +111,12 @@ def list_layout(batch):
 
 
 def other_grid(batch):
+    batch["image_grid_thw"] = batch["image_grid_thw"] - torch.tensor([0, 2, 0])
+
+
+def other_grid_of_an_earlier_release(batch):
     batch["image_grid_thw"] = batch["image_grid_thw"] + torch.tensor([0, 2, 0])
+    earlier_release(batch)
 
 
 def turned_grid(batch):
@@ -80,7 +131,18 @@ def lost_placeholder(batch):
 
 
 WRONG = [
-    (drop_a_patch, r"covers \d+ base cells but the image grids .* have \d+"),
+    (drop_a_patch, r"image_patch_counts \[\d+\] for 1 image grid\(s\) and \d+ patches"),
+    (
+        drop_a_patch_of_an_earlier_release,
+        r"covers \d+ base cells but .* have \d+; .* `image_patch_counts` where cells",
+    ),
+    (leave_out_a_part_of_a_cell, "expected once, or not at all with its whole merge cell"),
+    (leave_out_the_first_cell, r"base cell \(0, 0\) .*the first one has to be there"),
+    (one_count_too_many, r"image_patch_counts \[\d+\] for 1 image grid"),
+    (counts_of_two_images, r"image_patch_counts \[1, \d+\] for 1 image grid"),
+    (float_counts, r"image_patch_counts of shape \(1,\) and type torch.float32: expected"),
+    (list_counts, "image_patch_counts is a list, expected an int64 tensor .* return_tensors='pt'"),
+    (counts_alone, "image_patch_counts without image_patch_layout; pass everything"),
     (drop_a_row, "pixel_values has .* rows and image_patch_layout .*, expected one row per patch"),
     (overlap, "out of canonical order|covered 2 times"),
     (swap_two, "out of canonical order"),
@@ -92,7 +154,8 @@ WRONG = [
     (float_layout, "int64, got torch.float32"),
     (flat_layout, r"\(num_patches, 3\)"),
     (list_layout, "is a list, expected an int64 tensor .* return_tensors='pt'"),
-    (other_grid, r"covers \d+ base cells but the image grids .* have \d+"),
+    (other_grid, "lies outside its grid"),
+    (other_grid_of_an_earlier_release, r"covers \d+ base cells but the image grids .* have \d+"),
     (turned_grid, "of the layout|base cell"),
     (lost_placeholder, r"the prompt has \d+ image placeholders but image_patch_layout makes \d+ language tokens"),
 ]
@@ -142,6 +205,33 @@ def test_the_tower_itself_refuses(model, inputs, computed):
         visual(
             inputs["pixel_values"][1:], grid_thw=inputs["image_grid_thw"], patch_layout=inputs["image_patch_layout"]
         )
+    assert not computed
+
+
+def test_the_tower_itself_refuses_counts_alone(model, inputs, computed):
+    pixels, grids, _, counts = (inputs[name] for name in VISUAL)
+    with pytest.raises(InvalidLayoutError, match="image_patch_counts without image_patch_layout"):
+        model.model.visual(pixels, grid_thw=grids, patch_counts=counts)
+    with pytest.raises(InvalidLayoutError, match="image_patch_counts without image_patch_layout"):
+        model.get_image_features(pixels, grids, image_patch_counts=counts)
+    with pytest.raises(InvalidLayoutError, match="image_patch_counts without image_patch_layout"):
+        model.model.get_rope_index(inputs["input_ids"], inputs["mm_token_type_ids"], grids, image_patch_counts=counts)
+    assert not computed
+
+
+def test_concatenating_an_earlier_releases_output_is_refused(model, processor, prompt, photos, computed):
+    """The counts are then those of one image, and the layouts those of both."""
+    two = [
+        processor(images=photo, text=prompt(), return_tensors="pt", images_kwargs=SELECTIONS["dropping"])
+        for photo in (photos[1], photos[1])
+    ]
+    both = {name: torch.cat([one[name] for one in two]) for name in two[0]}
+    with torch.no_grad():
+        assert len(model(**both).logits) == 2
+    computed.clear()
+    both["image_patch_counts"] = two[0]["image_patch_counts"]
+    with pytest.raises(InvalidLayoutError, match=r"image_patch_counts \[\d+\] for 2 image grid\(s\)"), torch.no_grad():
+        model(**both)
     assert not computed
 
 

@@ -12,7 +12,13 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoImageProcessor, AutoProcessor, Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
-DEFAULTS = {"patch_selection_method": "v1", "alpha": 1.0, "importance_method": "entropy", "thresholds": None}
+DEFAULTS = {
+    "patch_selection_method": "v1",
+    "alpha": 1.0,
+    "importance_method": "entropy",
+    "thresholds": None,
+    "drop_tolerance": None,
+}
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -41,6 +47,8 @@ def test_the_settings_make_a_difference(backend, expected):
         expected(backend, patch_selection_method="budget", alpha=0.5),
         expected(backend, patch_selection_method="budget", alpha=0.3),
         expected(backend, patch_selection_method="budget", alpha=0.3, importance_method="upsample_mse"),
+        expected(backend, patch_selection_method="budget", alpha=0.3, drop_tolerance=30),
+        expected(backend, drop_tolerance=2),
     ]
     assert len({layout.numpy().tobytes() for layout in layouts}) == len(layouts)
 
@@ -76,6 +84,23 @@ def test_alpha_zero_is_a_value(backend, half_plain, expected):
 
 
 @both_backends
+@pytest.mark.parametrize("method", ["v1", "v2", "budget", "joint"])
+def test_a_call_turns_dropping_off_and_on(backend, method, half_plain, expected):
+    """`None` is "not given", 0 drops what is equal to the last grey level: so "off" says it."""
+    settings = {"patch_selection_method": method, "alpha": 0.4}
+    without, zero, thirty = (expected(backend, **settings, drop_tolerance=value) for value in (None, 0, 30))
+    assert len(thirty) < len(without) >= len(zero)
+    by_attribute = backend(**settings, drop_tolerance=30)
+    assert torch.equal(layout_of(by_attribute(images=half_plain)), thirty)
+    assert torch.equal(layout_of(by_attribute(images=half_plain, drop_tolerance=None)), thirty)
+    assert torch.equal(layout_of(by_attribute(images=half_plain, drop_tolerance=0)), zero)
+    assert torch.equal(layout_of(by_attribute(images=half_plain, drop_tolerance="off")), without)
+    off = backend(**settings, drop_tolerance="off")
+    assert torch.equal(layout_of(off(images=half_plain)), without)
+    assert torch.equal(layout_of(off(images=half_plain, drop_tolerance=30)), thirty)
+
+
+@both_backends
 def test_other_instances_keep_their_settings(backend):
     backend(patch_selection_method="budget", alpha=0.5)
     assert (backend().patch_selection_method, backend().alpha) == ("v1", 1.0)
@@ -89,7 +114,7 @@ def test_thresholds(backend, half_plain, expected):
 
 
 def test_every_way_through_the_processor(processor, prompt, half_plain, expected):
-    budget = {"patch_selection_method": "budget", "alpha": 0.5}
+    budget = {"patch_selection_method": "budget", "alpha": 0.5, "drop_tolerance": 30}
     wanted = expected(Qwen2VLImageProcessor, **budget)
     call = {"images": half_plain, "text": prompt(), "return_tensors": "pt"}
     message = [{"role": "user", "content": [{"type": "image", "image": half_plain}, {"type": "text", "text": "Hi"}]}]
@@ -102,7 +127,8 @@ def test_every_way_through_the_processor(processor, prompt, half_plain, expected
         processor.apply_chat_template(message, **chat, images_kwargs=budget),
         processor.apply_chat_template(message, **chat, **budget),
     ]
-    processor.image_processor.patch_selection_method, processor.image_processor.alpha = "budget", 0.5
+    for name, value in budget.items():
+        setattr(processor.image_processor, name, value)
     ways += [processor(**call), processor.apply_chat_template(message, **chat)]
     for number, way in enumerate(ways):
         assert torch.equal(way["image_patch_layout"], wanted), number
@@ -116,6 +142,7 @@ def test_settings_are_saved_and_loaded(processor, half_plain, tmp_path):
         "alpha": 0.25,
         "importance_method": "laplacian",
         "thresholds": [7, 8],
+        "drop_tolerance": 30,
     }
     for name, value in settings.items():
         setattr(processor.image_processor, name, value)
@@ -174,6 +201,12 @@ BAD_SETTINGS = [
     ({"thresholds": [1.0]}, ["thresholds=[1.0]", "expected 2 values"]),
     ({"thresholds": [1.0, float("nan")]}, ["NaN"]),
     ({"thresholds": "ab"}, ["'ab'", "thresholds"]),
+    ({"drop_tolerance": -1}, ["drop_tolerance=-1", "0 to 255", "'off'"]),
+    ({"drop_tolerance": 256}, ["drop_tolerance=256", "0 to 255"]),
+    ({"drop_tolerance": float("nan")}, ["drop_tolerance=nan", "0 to 255"]),
+    ({"drop_tolerance": float("inf")}, ["drop_tolerance=inf", "0 to 255"]),
+    ({"drop_tolerance": True}, ["drop_tolerance=True", "a number of grey levels"]),
+    ({"drop_tolerance": "2"}, ["drop_tolerance='2'", "a number of grey levels"]),
 ]
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from apt_code.patch_layout import InvalidLayoutError
+from tests.transformers_apt.models.references import SELECTIONS
 from transformers_apt import image_layouts, patch_stats
 
 
@@ -40,6 +41,7 @@ def test_off_is_the_full_grid(processor, photos):
         "patches_by_px": {14: h * w},
         "language_tokens": h * w // 4,
         "retention": 1.0,
+        "dropped_cells": 0,
     }
 
 
@@ -60,5 +62,21 @@ def test_the_patch_size_is_read_from_the_rows(size, channels):
 def test_refusals(inputs):
     with pytest.raises(KeyError, match="image_grid_thw"):
         image_layouts({"input_ids": torch.zeros(1, 3)})
-    with pytest.raises(InvalidLayoutError, match="covers"):
+    with pytest.raises(InvalidLayoutError, match="outside its grid"):
         image_layouts({**inputs, "image_grid_thw": torch.tensor([[1, 4, 4]])})
+
+
+@pytest.mark.every_family
+def test_what_was_left_out_is_counted(processor, prompt, photos):
+    patch_size = processor.image_processor.patch_size
+    call = {"images": photos, "text": prompt(3), "return_tensors": "pt"}
+    inputs = processor(**call, images_kwargs=SELECTIONS["dropping"])
+    stats, infos = patch_stats(inputs, patch_size), processor.image_processor.last_budget_info
+    assert sum(one["language_tokens"] for one in stats) == int((inputs["input_ids"] == processor.image_token_id).sum())
+    assert [one["vision_patches"] for one in stats] == [info["actual"] - info["dropped"] for info in infos]
+    assert sum(info["dropped"] for info in infos) > 0
+    for one in stats:
+        h, w = one["grid"]
+        covered = sum(count * (side // patch_size) ** 2 for side, count in one["patches_by_px"].items())
+        assert covered + 4 * one["dropped_cells"] == h * w
+    assert patch_stats({name: value.numpy() for name, value in inputs.items()}, patch_size) == stats

@@ -5,25 +5,21 @@ import torch
 from transformers import AttentionInterface
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
-from apt_code import InvalidLayoutError, PatchLayout
+from apt_code import InvalidLayoutError
+from tests.transformers_apt.models.references import BUDGET, SELECTIONS, layouts_of, visual
 from tests.transformers_apt.models.slow_towers import slow_tower, window_of
 
 pytestmark = pytest.mark.every_family
 
-BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
-
-@pytest.fixture
-def batch(processor, half_plain, photos):
+@pytest.fixture(params=SELECTIONS)
+def batch(request, processor, half_plain, photos):
     """Three images of different sizes, in every patch size."""
-    images = [half_plain, photos[2], photos[0]]
-    batch = processor(images=images, return_tensors="pt", **BUDGET)
+    images = [half_plain, photos[2], photos[1]]
+    batch = processor(images=images, return_tensors="pt", **SELECTIONS[request.param])
     assert set(batch["image_patch_layout"][:, 2].tolist()) == {1, 2, 4}
+    assert all(bool(layout.dropped_cells) == (request.param == "dropping") for layout in layouts_of(batch))
     return batch
-
-
-def layouts_of(batch):
-    return PatchLayout.unpack(batch["image_patch_layout"], batch["image_grid_thw"])
 
 
 def features(model, batch, **options):
@@ -39,14 +35,14 @@ def close(found, expected):
 @pytest.mark.every_family(moe=True)
 def test_against_slow_loops(family, load_model, batch):
     model = load_model(dtype=torch.float64)
-    visual = model.model.visual
+    tower = model.model.visual
     if "qwen3_vl" in family:  # a block's number is not its merger's
-        visual.deepstack_visual_indexes = [1]
+        tower.deepstack_visual_indexes = [1]
     found = features(model, batch)
     layouts = layouts_of(batch)
     rows = batch["pixel_values"].double().split([layout.num_patches for layout in layouts])
     with torch.no_grad():
-        expected = [slow_tower(family, visual, *image) for image in zip(rows, layouts, strict=True)]
+        expected = [slow_tower(family, tower, *image) for image in zip(rows, layouts, strict=True)]
     close(found.last_hidden_state, torch.cat([hidden for hidden, _, _ in expected]))
     assert len(found.pooler_output) == len(layouts)
     for tokens, layout, (_, wanted, _) in zip(found.pooler_output, layouts, expected, strict=True):
@@ -146,15 +142,16 @@ def test_recorded_hidden_states(load_model, batch):
     """Upstream's output recording works in the mixed-scale tower too."""
     model = load_model(attn_implementation="eager")
     plain = features(model, batch)
-    visual = model.model.visual
+    tower = model.model.visual
     with torch.no_grad():
-        recorded = visual(
+        recorded = tower(
             batch["pixel_values"],
             grid_thw=batch["image_grid_thw"],
             patch_layout=batch["image_patch_layout"],
+            patch_counts=batch["image_patch_counts"],
             output_hidden_states=True,
         )
-    assert len(recorded.hidden_states) == len(visual.blocks) + 1
+    assert len(recorded.hidden_states) == len(tower.blocks) + 1
     assert torch.equal(recorded.hidden_states[-1], plain.last_hidden_state)
 
 
@@ -177,8 +174,7 @@ def test_deepstack_features_reach_the_early_layers(load_model, inputs):
     model.model.language_model.register_forward_pre_hook(lambda *call: seen.append(call[2]), with_kwargs=True)
     with torch.no_grad():
         logits = model(**inputs).logits
-    visual = {name: inputs[name] for name in ("pixel_values", "image_grid_thw", "image_patch_layout")}
-    (images,) = features(model, visual).deepstack_features
+    (images,) = features(model, visual(inputs)).deepstack_features
     assert torch.equal(seen[0]["visual_pos_masks"], inputs["mm_token_type_ids"] == 1)
     assert all(map(torch.equal, seen[0]["deepstack_visual_embeds"], [torch.cat(images)]))
     with torch.no_grad():

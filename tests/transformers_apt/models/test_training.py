@@ -3,19 +3,19 @@
 import pytest
 import torch
 
+from tests.transformers_apt.models.references import SELECTIONS, visual
+
 pytestmark = pytest.mark.every_family
 
-BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
-
-@pytest.fixture
-def batch(processor, prompt, photos, half_plain):
+@pytest.fixture(params=SELECTIONS)
+def batch(request, processor, prompt, photos, half_plain):
     batch = processor(
         images=[half_plain, photos[0]],
         text=[prompt() + "A cat.", prompt(text="And what is this, please?") + "A dog."],
         return_tensors="pt",
         padding=True,
-        images_kwargs=BUDGET,
+        images_kwargs=SELECTIONS[request.param],
     )
     is_text = (batch["attention_mask"] == 1) & (batch["mm_token_type_ids"] == 0)
     return {**batch, "labels": batch["input_ids"].where(is_text, -100)}
@@ -72,7 +72,6 @@ def test_everything_kept_gives_upstreams_gradients(load_model, processor, prompt
 
 def test_the_gradient_of_a_coarse_patch_matches_finite_differences(load_model, batch):
     model = load_model(dtype=torch.float64)
-    visual = {name: batch[name] for name in ("pixel_values", "image_grid_thw", "image_patch_layout")}
     coarse = int((batch["image_patch_layout"][:, 2] > 1).nonzero()[0])
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(
@@ -80,10 +79,10 @@ def test_the_gradient_of_a_coarse_patch_matches_finite_differences(load_model, b
     )
 
     def score(pixels):
-        features = torch.cat(model.get_image_features(**{**visual, "pixel_values": pixels}).pooler_output)
+        features = torch.cat(model.get_image_features(**{**visual(batch), "pixel_values": pixels}).pooler_output)
         return (features * weights[: len(features)]).sum()
 
-    pixels = visual["pixel_values"].double().requires_grad_()
+    pixels = batch["pixel_values"].double().requires_grad_()
     score(pixels).backward()
     step = torch.zeros_like(pixels)
     step[coarse] = torch.randn(pixels.shape[1], generator=generator, dtype=torch.float64) * 1e-3
