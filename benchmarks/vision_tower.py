@@ -79,9 +79,8 @@ def main(
             layouts[name] = image_layouts(inputs)[0]
             pixels = inputs["pixel_values"].to(device, tower.dtype)
             grid = inputs["image_grid_thw"].to(device)
-            layout = (
-                {"patch_layout": inputs["image_patch_layout"].to(device)} if "image_patch_layout" in inputs else {}
-            )
+            names = ("patch_layout", "patch_counts")
+            layout = {name: inputs[f"image_{name}"].to(device) for name in names if f"image_{name}" in inputs}
             cases[name] = lambda p=pixels, g=grid, kwargs=layout: tower(p, grid_thw=g, **kwargs)
         with torch.inference_mode():
             medians = take_turns(cases, repeats, warmup=1, label=name_of_size)

@@ -96,6 +96,8 @@ def demo_comparison(processor: Any, model: Any, image: Image.Image, question: st
     settings += [{"patch_selection_method": "v2", "alpha": alpha} for alpha in (0.5, 1.0, 1.2)]
     settings += [{"patch_selection_method": "budget", "alpha": alpha} for alpha in (0.7, 0.5, 0.3, 0.2, 0.1)]
     settings += [{"patch_selection_method": "joint", "alpha": 0.3, "importance_method": "upsample_mse"}]
+    settings += [{"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [16, 16]}]
+    settings += [{**settings[-1], "drop_tolerance": 2}]
     for one in settings:
         (stats,) = patch_stats(processor.image_processor(images=image, return_tensors="pt", **one))
         h, w = stats["grid"]
@@ -122,6 +124,7 @@ def demo_code_integration(processor: Any, model: Any, image: Image.Image, questi
             pixel_values=inputs["pixel_values"],
             image_grid_thw=inputs["image_grid_thw"],
             image_patch_layout=inputs["image_patch_layout"],
+            image_patch_counts=inputs["image_patch_counts"],
         ).pooler_output
         logits = model(**inputs).logits
     fine, middle, coarse = (processor.image_processor.patch_size * size for size in (1, 2, 4))

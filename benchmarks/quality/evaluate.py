@@ -46,8 +46,6 @@ class Subject:
 
     def answer(self, images: list[Image.Image], questions: list[str], images_kwargs: dict[str, Any]):
         """(answers, vision patches, language tokens), each one per picture."""
-        from apt_code import PatchLayout
-
         texts = [
             self.processor.apply_chat_template(
                 [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
@@ -59,10 +57,7 @@ class Subject:
             text=texts, images=images, images_kwargs=images_kwargs, padding=True, return_tensors="pt"
         ).to(self.model.device)
         grids = inputs["image_grid_thw"]
-        if "image_patch_layout" in inputs:
-            patches = [layout.num_patches for layout in PatchLayout.unpack(inputs["image_patch_layout"], grids)]
-        else:
-            patches = grids.prod(-1).tolist()
+        patches = inputs.get("image_patch_counts", grids.prod(-1)).tolist()
         tokens = (inputs["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
         with torch.inference_mode():
             out = self.model.generate(**inputs, max_new_tokens=self.new_tokens, do_sample=False)

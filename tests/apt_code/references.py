@@ -255,8 +255,8 @@ def canonical(patches: list[Patch] | set[Patch]) -> list[Patch]:
 
 
 def is_layout(patches: list[Patch], grid: Grid, whole: bool = True) -> bool:
-    """Whether a list of patches is a tiling of the grid in canonical order; if not `whole`, of some of its merge cells,
-    the first among them."""
+    """Whether a list of patches is a tiling of the grid in canonical order; if not `whole`, of some of its merge
+    cells, the first among them."""
     if any(size not in (1, 2, 4, 8, 16, 32) or row % size or col % size for row, col, size in patches):
         return False
     covered = times_covered(patches, grid)

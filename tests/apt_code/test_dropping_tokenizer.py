@@ -57,7 +57,7 @@ def test_without_a_tolerance_nothing_changes(settings, images):
 
 def test_maps_alone_do_not_show_what_repeats(images):
     tokenizer = PatchTokenizer(drop_tolerance=2)
-    with pytest.raises(ValueError, match="construct_masks with drop_tolerance=2: .* call the tokenizer itself"):
+    with pytest.raises(ValueError, match=r"construct_masks with drop_tolerance=2: .* call the tokenizer itself"):
         tokenizer.construct_masks(tokenizer.compute_importance_maps(images))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from apt_code.dropping import OFF
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.visualization import draw_tiling, highest_importance, reconstruct, shade_importance, to_picture
 from transformers_apt.app.model import Answer, Answerer
@@ -24,6 +25,9 @@ from transformers_apt.visualizer.view import UnusableImageError, View, examine, 
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What an upload may be; Pillow knows more, some of it through other programs (EPS runs Ghostscript)."""
+
+DROPS: dict[str, float | str] = {OFF: OFF, "0": 0, "1": 1, "2": 2, "4": 4, "8": 8}
+"""What can be chosen as `drop_tolerance`. By name, because 0 is a tolerance and an empty field would mean 0."""
 
 REMEMBERED = 64
 """Resized photos kept in memory, so that a slider does not decode the file again."""
@@ -59,6 +63,7 @@ class Setting:
         share: alpha of `budget` and `joint`.
         multiple: alpha of `v2`.
         thresholds: of `v1`, for cells of 2 and of 4 patches a side; `None` is the importance map's own.
+        drop: `drop_tolerance`, one of `DROPS`.
     """
 
     method: str
@@ -66,6 +71,7 @@ class Setting:
     share: float
     multiple: float
     thresholds: tuple[float | None, float | None] = (None, None)
+    drop: str = OFF
 
     def kwargs(self) -> dict[str, Any]:
         """Only what the method reads.
@@ -73,11 +79,17 @@ class Setting:
         Raises:
             UserError: settings that cannot be used.
         """
-        for name in ("method", "importance"):
+        for name in ("method", "importance", "drop"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name}={getattr(self, name)!r}: expected a name in plain text.")
-        alpha = self.multiple if self.method == "v2" else self.share
-        given = {"importance_method": self.importance, "alpha": alpha, "thresholds": self._thresholds()}
+        if self.drop not in DROPS:
+            raise UserError(f"drop={self.drop!r}: expected one of {', '.join(DROPS)}.")
+        given = {
+            "importance_method": self.importance,
+            "alpha": self.multiple if self.method == "v2" else self.share,
+            "thresholds": self._thresholds(),
+            "drop_tolerance": DROPS[self.drop],
+        }
         used = selection.USED_BY.get(self.method, frozenset(given))
         kwargs: dict[str, Any] = {name: value for name, value in given.items() if name in used}
         kwargs["patch_selection_method"] = self.method
@@ -208,7 +220,7 @@ class Workbench:
                 for side, importance in view.maps.items()
             ]
             tiling = draw_tiling(view.resized, view.layout, view.patch_size, drawing_scale(view))
-            seen = to_picture(reconstruct(view.resized, view.layout, view.patch_size))
+            seen = to_picture(reconstruct(view.resized, view.layout, view.patch_size, view.inherited))
             return Look(view, tiling, seen, maps)
 
     def ask(self, path: str | None, question: str, settings: list[Setting]) -> Iterator[tuple[int, Answer]]:

@@ -93,7 +93,7 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
         gr.on([page.load, photo.change], work.show_both, everything, shown, api_name="photo", **drawing)
         size.change(work.show_both, everything, shown, api_visibility="private", **drawing)
         for name, panel in (("a", left), ("b", right)):
-            method, importance, *_, fine, coarse = panel.controls
+            method, importance, *_, fine, coarse, _ = panel.controls
             seen = [method, importance, fine, coarse]
             method.change(_visible_controls, seen, panel.controls[1:], queue=False, api_visibility="private")
             importance.change(work.fresh_thresholds, importance, [fine, coarse], queue=False, api_visibility="private")
@@ -201,6 +201,13 @@ def _panel(name: str, start: Setting, patch_size: int) -> Panel:
                     )
                     for place, name in enumerate(("fine", "coarse"))
                 ]
+            drop = gr.Dropdown(
+                [(label, name) for name, label in text.DROPS.items()],
+                value=start.drop,
+                label="Leave out cells that repeat their neighbour",
+                visible=start.method != selection.OFF,
+                elem_id=f"{prefix}-drop",
+            )
         facts = gr.HTML(elem_id=f"{prefix}-facts")
         with gr.Tabs():
             with gr.Tab("Tiling"):
@@ -211,7 +218,7 @@ def _panel(name: str, start: Setting, patch_size: int) -> Panel:
             with gr.Tab("Importance"):
                 gr.HTML(text.note(MAPS))
                 maps = gr.Gallery(show_label=False, columns=2, object_fit="contain", height=600, buttons=[])
-    return Panel([method, importance, share, multiple, *thresholds], [facts, legend, tiling, seen, maps])
+    return Panel([method, importance, share, multiple, *thresholds, drop], [facts, legend, tiling, seen, maps])
 
 
 def _picture(label: str, name: str) -> dict[str, Any]:
@@ -234,7 +241,7 @@ def _threshold(place: int, importance: str, patch_size: int) -> dict[str, Any]:
 
 
 def _visible_controls(method: str, importance: str, *thresholds: float | None) -> tuple[Any, ...]:
-    """Importance, and the alpha or the thresholds that the method reads."""
+    """Importance, the alpha or the thresholds that the method reads, and what is left out."""
     for given in thresholds:
         if given is not None and not is_number(given):
             raise refusal(f"thresholds holds numbers, got {shown(given)}.")
@@ -248,6 +255,7 @@ def _visible_controls(method: str, importance: str, *thresholds: float | None) -
             gr.Number(own[place] if given is None else given, visible=method == "v1")
             for place, given in enumerate(thresholds)
         ),
+        gr.Dropdown(visible=method != selection.OFF),
     )
 
 
@@ -318,8 +326,8 @@ class _Work:
 
 
 def _setting(controls: Sequence[Any]) -> Setting:
-    method, importance, share, multiple, fine, coarse = controls
-    return Setting(method, importance, share, multiple, (fine, coarse))
+    method, importance, share, multiple, fine, coarse, drop = controls
+    return Setting(method, importance, share, multiple, (fine, coarse), drop)
 
 
 def _nothing(message: str) -> list[Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from apt_code.patch_layout import PatchLayout
-from apt_code.visualization import PATCH_COLOURS
+from apt_code.patch_layout import MERGE_SIZE, PatchLayout
+from apt_code.visualization import DROPPED_COLOUR, PATCH_COLOURS
+from transformers_apt.app import handlers
 from transformers_apt.app.handlers import Look, Photo
 from transformers_apt.app.model import Answer
 from transformers_apt.app.shapes import Shapes
@@ -22,6 +23,13 @@ METHODS = (
     ("v2: relative threshold", "v2"),
     ("off: upstream", "off"),
 )
+
+DROPS = {name: f"within {name} grey levels" for name in handlers.DROPS} | {
+    "off": "no",
+    "0": "if equal",
+    "1": "within 1 grey level",
+    "2": "within 2 grey levels (recommended)",
+}
 
 CSS = """
 .gradio-container { max-width: min(1240px, 100vw) !important; min-width: 0 !important; margin: 0 auto !important; }
@@ -112,13 +120,18 @@ def facts(look: Look, name: str, shapes: Shapes) -> str:
 
 
 def legend(look: Look) -> str:
-    """What the colours of the tiling mean, and how many patches of each there are."""
+    """What the colours of the tiling mean, how many patches of each there are, and how many cells were left out."""
     layout = look.view.layout
     items = [
         f'<span><i style="background:rgb{PATCH_COLOURS[size]}"></i>'
         f"{size * look.view.patch_size} px: {layout.patches_by_size.get(size, 0):,}</span>"
         for size in sorted(layout.patches_by_size)
     ]
+    if layout.dropped_cells:
+        items.append(
+            f'<span><i style="background:rgb{DROPPED_COLOUR}"></i>'
+            f"left out: {layout.dropped_cells:,} cells of {MERGE_SIZE * look.view.patch_size} px</span>"
+        )
     return f'<div class="apt-legend">{"".join(items)}</div>'
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from transformers_apt.embedded import Example
 from transformers_apt.embedded.asking import answer, decode_answer, load_photo, preprocess_for
+from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
 from transformers_apt.models.stats import patch_stats
 
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -32,10 +33,16 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"},
     {"patch_selection_method": "joint", "alpha": 0.3, "importance_method": "upsample_mse"},
     {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]},
+    {
+        "patch_selection_method": "v1",
+        "importance_method": "upsample_mse",
+        "thresholds": [16, 16],
+        "drop_tolerance": 2,
+    },
 )
 """What the table compares; the first is upstream."""
 
-EXAMPLE_SETTINGS = (SETTINGS[0], SETTINGS[1], *SETTINGS[-3::2])
+EXAMPLE_SETTINGS = (SETTINGS[0], SETTINGS[1], *SETTINGS[-4:-1:2])
 """What the other examples are asked under: upstream, Qwen2-VL's default, `budget` with a better map, and what
 docs/quality.md recommends."""
 
@@ -66,7 +73,7 @@ def measure(
     preprocess = partial(preprocess_for, model, processor, image, prompt)
 
     def tower(inputs: Any) -> Any:
-        names = ("pixel_values", "image_grid_thw", "image_patch_layout")
+        names = ("pixel_values", "image_grid_thw", LAYOUT_KEY, COUNTS_KEY)
         return model.model.get_image_features(**{name: inputs[name] for name in names if name in inputs})
 
     def generate(inputs: Any) -> Any:
@@ -119,7 +126,7 @@ def show(console: Console, rows: list[Row], expected: str | None = None) -> None
     )
     patch_size = min(rows[0].stats["patches_by_px"])  # upstream has no other
     sides = [patch_size * size for size in (1, 2, 4)]
-    for header in (*(f"{side} px" for side in sides), "patches", "kept", "language"):
+    for header in (*(f"{side} px" for side in sides), "patches", "kept", "language", "left out"):
         tokens.add_column(header, justify="right", no_wrap=True)
     times = Table("method", title="milliseconds, median (× upstream's)", title_justify="left", box=SIMPLE_HEAD)
     for stage in STAGES:
@@ -128,8 +135,14 @@ def show(console: Console, rows: list[Row], expected: str | None = None) -> None
     upstream = rows[0].milliseconds
     for row in rows:
         by_px = (str(row.stats["patches_by_px"].get(side, 0)) for side in sides)
-        counts = (str(row.stats["vision_patches"]), f"{row.stats['retention']:.0%}", str(row.stats["language_tokens"]))
-        tokens.add_row(label(row.settings), *by_px, *counts)
+        stats = row.stats
+        counts = (
+            stats["vision_patches"],
+            f"{stats['retention']:.0%}",
+            stats["language_tokens"],
+            stats["dropped_cells"],
+        )
+        tokens.add_row(label(row.settings), *by_px, *map(str, counts))
         times.add_row(
             label(row.settings), *(f"{ms:.0f} ({ms / upstream[s]:.2f})" for s, ms in row.milliseconds.items())
         )
@@ -168,4 +181,5 @@ def label(settings: dict[str, Any]) -> str:
     words += [f"{settings['alpha']:g}"] if "alpha" in settings else []
     words += [settings["importance_method"]] if "importance_method" in settings else []
     words += [str(settings["thresholds"])] if "thresholds" in settings else []
+    words += [f"drop {settings['drop_tolerance']:g}"] if "drop_tolerance" in settings else []
     return " ".join(words)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from transformers_apt.cli.messages import BAD_INPUT, CHECKPOINT, check_model, complain, fail
+
+
+def _number_or_off(text: str) -> float | str:
+    """What is neither is refused where settings are checked."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def visualize(
@@ -46,6 +54,15 @@ def visualize(
     importance_method: Annotated[
         str | None, typer.Option(help="'entropy', 'laplacian' or 'upsample_mse'.", show_default="entropy")
     ] = None,
+    drop_tolerance: Annotated[
+        Any,
+        typer.Option(
+            parser=_number_or_off,
+            metavar="NUMBER",
+            help="Leave out plain cells that repeat their neighbour within so many grey levels; 2 is recommended.",
+            show_default="off",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
 ) -> None:
     """Draw what the processor makes of an image: importance maps, tiling, what the model sees, and the numbers.
@@ -60,6 +77,7 @@ def visualize(
         "patch_selection_method": patch_selection_method,
         "alpha": alpha,
         "importance_method": importance_method,
+        "drop_tolerance": drop_tolerance,
     }
     source = image or input_image
     if source is None or (image and input_image):

@@ -83,10 +83,11 @@ def describe(stats: dict[str, Any]) -> str:
     sides = ", ".join(f"{count} of {side} px" for side, count in stats["patches"]["by_px"].items())
     target = stats["retention"]["target"]
     aimed = "" if target is None else f", target {target:.1%}"
+    dropped = f", {stats['dropped_cells']} cells left out" if stats["dropped_cells"] else ""
     return (
         f"{stats['image']}: {stats['original_size']['width']}×{stats['original_size']['height']} px, resized to "
         f"{stats['resized_size']['width']}×{stats['resized_size']['height']}; {sides}; "
         f"{stats['patches']['kept']} of {stats['patches']['full']} patches "
         f"({stats['retention']['actual']:.1%}{aimed}), "
-        f"{stats['language_tokens']['kept']} of {stats['language_tokens']['full']} language tokens"
+        f"{stats['language_tokens']['kept']} of {stats['language_tokens']['full']} language tokens{dropped}"
     )

@@ -206,7 +206,7 @@ def _write(view: View, stats: dict[str, Any], folder: Path) -> None:
     tiling = draw_tiling(view.resized, view.layout, view.patch_size, drawing_scale(view))
     legend = add_legend(tiling, view.layout, view.patch_size)
     legend.save(folder / GRID / "patches_visualization.jpg", **JPEG)
-    seen: Image.Image = to_picture(reconstruct(view.resized, view.layout, view.patch_size))
+    seen: Image.Image = to_picture(reconstruct(view.resized, view.layout, view.patch_size, view.inherited))
     seen.save(folder / GRID / "reconstruction.jpg", **JPEG)
     view.original.save(folder / ORIGINAL / "original_image.jpg", **JPEG)
     to_picture(view.resized).save(folder / ORIGINAL / "resized_image.jpg", **JPEG)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 import transformers_apt
+from apt_code.dropping import OFF, check_tolerance, inherited_colours
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_selection import PAD_VALUE
@@ -52,11 +53,12 @@ class View:
         resized: `(c, H, W)` uint8, after the processor's resize.
         layout: the tiling in the processor's output.
         maps: `{side in px: (rows, cols)}`, the importance of every cell.
-        settings: `patch_selection_method`, `alpha`, `importance_method` and `thresholds` as used: for `v1` and `v2`
-            one threshold per coarse scale, `None` where the method has none.
+        settings: all of them, as used: as `thresholds` for `v1` and `v2` one per coarse scale, `None` where the method
+            has none; as `drop_tolerance` `None` where nothing is left out.
         sizes: `patch_size`, `temporal_patch_size`, `merge_size`, `min_pixels` and `max_pixels` of the processor.
         budget_info: the processor's `last_budget_info` of this image.
         notes: warnings, and arguments that the method ignores.
+        inherited: `(c, h / m, w / m)`, the colours of cells that were left out, as `reconstruct` takes them.
     """
 
     original: Image.Image
@@ -67,6 +69,7 @@ class View:
     sizes: dict[str, int]
     budget_info: dict[str, int | float] | None
     notes: list[str]
+    inherited: Tensor | None = None
 
     @property
     def patch_size(self) -> int:
@@ -199,7 +202,7 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
         warnings.simplefilter("always", UserWarning)
         output = processor(images=[picture], device=device, return_tensors="pt", **resolved.used)
     budget_info = (processor.last_budget_info or [None])[0]
-    layout = image_layouts({name: value.cpu() for name, value in output.items() if name != "pixel_values"})[0]
+    layout = _layout_of(output)
     plain: dict[str, Any] = {"patch_selection_method": selection.OFF, "do_rescale": False, "do_normalize": False}
     whole = processor(images=[picture], device=device, return_tensors="pt", **plain)
     resized = _unpatchify(whole["pixel_values"], layout.grid, sizes)
@@ -210,11 +213,27 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
         importance_method=settings["importance_method"],
     )
     maps = {side: values[0].cpu() for side, values in tokenizer.compute_importance_maps(resized[None]).items()}
-    used = {**settings, "thresholds": _thresholds_used(settings, tokenizer.thresholds, maps)}
+    tolerance = check_tolerance(resolved.used.get("drop_tolerance"))
+    used = {
+        **settings,
+        "thresholds": _thresholds_used(settings, tokenizer.thresholds, maps),
+        "drop_tolerance": tolerance,
+    }
+    inherited = None
+    if tolerance is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # they were said above
+            everything = {**resolved.used, "drop_tolerance": OFF}
+            tiling = _layout_of(processor(images=[picture], device=device, return_tensors="pt", **everything))
+        inherited = inherited_colours(resized, tiling, tolerance, sizes["patch_size"])
     notes = [str(warning.message) for warning in caught if warning.category is UserWarning]
     limits = {"min_pixels": processor.size["shortest_edge"], "max_pixels": processor.size["longest_edge"]}
     original = to_picture(processor.process_image(picture, do_convert_rgb=processor.do_convert_rgb))
-    return View(original, resized.cpu(), layout, maps, used, {**sizes, **limits}, budget_info, notes)
+    return View(original, resized.cpu(), layout, maps, used, {**sizes, **limits}, budget_info, notes, inherited)
+
+
+def _layout_of(output: Mapping[str, Tensor]) -> PatchLayout:
+    return image_layouts({name: value.cpu() for name, value in output.items() if name != "pixel_values"})[0]
 
 
 def _unpatchify(rows: Tensor, grid: tuple[int, int], sizes: dict[str, int]) -> Tensor:
@@ -242,7 +261,7 @@ def _thresholds_used(
 
 def ignored_settings(method: str, given: dict[str, Any]) -> list[str]:
     """One sentence for every setting that was `given` (not `None`) and that `method` does not use."""
-    unused = {"alpha", "thresholds"} - selection.USED_BY[method]
+    unused = {"alpha", "thresholds", "drop_tolerance"} - selection.USED_BY[method]
     names = [name for name in sorted(unused) if given.get(name) is not None]
     return [f"{name}={given[name]} is ignored by {method!r}" for name in names]
 
@@ -271,6 +290,7 @@ def stats_of(view: View, name: str) -> dict[str, Any]:
         "thresholds": None
         if thresholds is None
         else {str(side): _number(value) for side, value in thresholds.items()},
+        "drop_tolerance": settings["drop_tolerance"],
         "grid": {"h": layout.grid[0], "w": layout.grid[1]},
         "patches": {"full": full, "kept": layout.num_patches, "by_px": by_px},
         "retention": {
@@ -278,6 +298,7 @@ def stats_of(view: View, name: str) -> dict[str, Any]:
             "actual": layout.retention,
         },
         "language_tokens": {"full": full // MERGE_SIZE**2, "kept": layout.num_language_tokens},
+        "dropped_cells": layout.dropped_cells,
         "importance": {str(side): _spread(values) for side, values in view.maps.items()},
         "budget_info": view.budget_info,
         "notes": list(view.notes),
