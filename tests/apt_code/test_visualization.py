@@ -10,6 +10,7 @@ from PIL import Image
 from apt_code.patch_layout import PatchLayout
 from apt_code.patch_selection import PAD_VALUE
 from apt_code.visualization import (
+    DROPPED_COLOUR,
     LEGEND_BACKGROUND,
     PATCH_COLOURS,
     add_legend,
@@ -45,6 +46,39 @@ def test_every_border_is_where_its_patch_is(layout):
         for dx, dy in ((1, middle), (side - 2, middle), (middle, 1), (middle, side - 2)):
             assert picture.getpixel((left + dx, top + dy)) == PATCH_COLOURS[size]
         assert picture.getpixel((left + middle, top + middle)) == (128, 128, 128)
+
+
+@pytest.fixture
+def partial():
+    """4×6 base cells of 28-px patches, of which three are left out."""
+    return PatchLayout((4, 6), torch.tensor([[0, 0, 2], [0, 4, 2], [2, 2, 2]]))
+
+
+def test_what_is_left_out_is_dark_and_hatched(partial):
+    grey = torch.full((3, 4 * P, 6 * P), 128)
+    picture = np.asarray(draw_tiling(grey, partial, P, scale=2))
+    for row in range(2):
+        for col in range(3):
+            inner = picture[row * 4 * P + 4 : (row + 1) * 4 * P - 4, col * 4 * P + 4 : (col + 1) * 4 * P - 4]
+            colours = {tuple(colour) for colour in inner.reshape(-1, 3).tolist()}
+            kept = [2 * row, 2 * col, 2] in partial.patches.tolist()
+            assert colours == ({(128, 128, 128)} if kept else {(44, 44, 44), DROPPED_COLOUR})
+    legend = add_legend(draw_tiling(grey, partial, P, scale=4), partial, P)
+    assert DROPPED_COLOUR in {colour for _, colour in legend.crop((0, 4 * P * 4, *legend.size)).getcolors(10**6)}
+
+
+def test_reconstruction_shows_the_inherited_colour(partial):
+    image = torch.randint(0, 256, (3, 4 * P, 6 * P), dtype=torch.uint8)
+    colours = torch.tensor([[torch.nan, 10, torch.nan], [20, torch.nan, 30.4]]).expand(3, -1, -1)
+    seen = reconstruct(image, partial, P, colours)
+    for row, col, value in ((0, 1, 10), (1, 0, 20), (1, 2, 30)):
+        assert bool((seen[:, row * 28 : (row + 1) * 28, col * 28 : (col + 1) * 28] == value).all())
+    whole = reconstruct(image, PatchLayout((4, 6), torch.tensor([[r, c, 2] for r in (0, 2) for c in (0, 2, 4)])), P)
+    for row, col, _ in partial.patches.tolist():
+        place = (slice(None), slice(row * P, row * P + 28), slice(col * P, col * P + 28))
+        assert torch.equal(seen[place], whole[place])
+    with pytest.raises(ValueError, match=r"3 cells left out, and colours for 0 of them: .*inherited_colours"):
+        reconstruct(image, partial, P)
 
 
 def test_reconstruction_averages_coarse_patches_and_keeps_fine_ones(layout):

@@ -190,8 +190,7 @@ class ForConditionalGeneration(Overlay):
         input_ids, expanded = upstream(self, expand_size, *args, **model_kwargs)
         if layout is not None and grids is not None:  # else the images are encoded, and nobody looks at layouts again
             images = unpack(layout, grids, model_kwargs.get(COUNTS_KEY))
-            images = [image.patches.repeat(expand_size, 1) for image in images]
-            expanded[LAYOUT_KEY] = torch.cat(images)
+            expanded[LAYOUT_KEY] = torch.cat([image.patches.repeat(expand_size, 1) for image in images])
         return input_ids, expanded
 
     @overrides("model_kwargs")

@@ -28,7 +28,7 @@ MOST_WAITING = 128
 LIMITS = ("--max-upload-mb", "1", "--max-megapixels", "1")
 BUDGET = Setting("budget", "upsample_mse", 0.3, 1.0)
 """What the page shows first, as A."""
-A = ["budget", "entropy", 0.3, 1.0, None, None]
+A = ["budget", "entropy", 0.3, 1.0, None, None, "off"]
 PIXEL = """([found, x, y]) => {
     const image = document.querySelector(found), canvas = document.createElement("canvas");
     canvas.width = image.naturalWidth, canvas.height = image.naturalHeight;

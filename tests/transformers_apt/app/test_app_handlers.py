@@ -30,6 +30,7 @@ SETTINGS = [
     Setting("joint", "upsample_mse", 0.4, 1.0),
     Setting("v1", "entropy", 0.5, 1.0),
     Setting("v1", "upsample_mse", 0.5, 1.0, (36, 36)),
+    Setting("v1", "upsample_mse", 0.5, 1.0, (36, 36), drop="8"),
     Setting("v2", "laplacian", 0.5, 0.8),
     Setting("off", "entropy", 0.5, 1.0),
 ]
@@ -86,6 +87,8 @@ def test_alpha_decides_the_count_and_the_page_says_it(bench, put, astronaut):
         (Setting("budget", "entropy", "0.5", 1.0), "alpha is a number, got '0.5'"),
         (Setting("v1", "entropy", 0.5, 1.0, ("3", None)), "thresholds holds numbers, got '3'"),
         (Setting("v1", "entropy", 0.5, 1.0, (None, float("nan"))), "thresholds=[3.0, nan] holds NaN"),
+        (Setting("v1", "entropy", 0.5, 1.0, drop="3"), "drop='3': expected one of off, 0, 1, 2, 4, 8"),
+        (Setting("v1", "entropy", 0.5, 1.0, drop=2), "drop=2: expected a name"),
         (Setting("best", "entropy", 0.5, 1.0), "patch_selection_method='best'"),
         (Setting("budget", "beauty", 0.5, 1.0), "importance_method='beauty'"),
     ],
@@ -96,13 +99,35 @@ def test_a_setting_out_of_range_is_one_sentence(bench, put, astronaut, setting, 
 
 
 def test_thresholds_are_read_by_v1_alone_and_an_empty_one_is_the_maps_own():
-    recommended = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]}
+    recommended = {
+        "patch_selection_method": "v1",
+        "importance_method": "upsample_mse",
+        "thresholds": [36, 36],
+        "drop_tolerance": "off",
+    }
     assert Setting("v1", "upsample_mse", 0.5, 1.0, (36, 36)).kwargs() == recommended
     assert Setting("v1", "upsample_mse", 0.5, 1.0, (36, None)).kwargs()["thresholds"] == [36, 64]
     assert Setting("v1", "entropy", 0.5, 1.0, (None, 0)).kwargs()["thresholds"] == [3, 0]
     assert Setting("v1", "entropy", 0.5, 1.0).kwargs()["thresholds"] is None
     for method in ("budget", "joint", "v2", "off"):
         assert "thresholds" not in Setting(method, "entropy", 0.5, 1.0, ("no number", 36)).kwargs()
+
+
+def test_what_is_left_out_is_counted_and_shown(bench, put, astronaut):
+    picture = astronaut.resize((280, 280))
+    picture.paste("white", (0, 0, 140, 280))
+    path, tolerances = put(picture), {}
+    for drop in ("off", "0", "8"):
+        setting = Setting("v1", "upsample_mse", 0.5, 1.0, (36, 36), drop)
+        look = bench.look(path, setting)
+        tolerances[drop] = setting.kwargs()["drop_tolerance"], look.view.settings["drop_tolerance"]
+        cells = look.view.layout.dropped_cells
+        assert bool(cells) == (drop != "off")
+        assert (f"left out: {cells:,} cells of {2 * bench.patch_size} px" in app_text.legend(look)) == bool(cells)
+        white = np.asarray(look.seen)[:, : 2 * bench.patch_size]
+        assert white.min() == 255, "what is left out is shown in the colour of its root"
+    assert tolerances == {"off": ("off", None), "0": (0, 0.0), "8": (8, 8.0)}
+    assert "drop_tolerance" not in Setting("off", "entropy", 0.5, 1.0, drop="2").kwargs()
 
 
 def _claims_to_be(width, height):

@@ -77,7 +77,7 @@ def test_demo_on_a_checkpoint_and_an_image(folder, family, processor, half_plain
     assert "random" not in result.stdout
     lines = [line.split() for line in result.stdout.splitlines()]
     full = int(processor.image_processor(images=half_plain, **few[0])["image_grid_thw"].prod())
-    assert ["off", "(upstream)", str(full), "0", "0", str(full), "100%", str(full // 4)] in lines
+    assert ["off", "(upstream)", str(full), "0", "0", str(full), "100%", str(full // 4), "0"] in lines
     patch_size = processor.image_processor.patch_size
     assert any(" ".join(f"{patch_size * size} px" for size in (1, 2, 4)) in " ".join(line) for line in lines)
     assert ("off by default" in result.stdout) == (family != "qwen2_vl")
@@ -235,5 +235,7 @@ def test_labels():
     assert comparison.label({"patch_selection_method": "v1"}) == "v1"
     settings = {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"}
     assert comparison.label(settings) == "budget 0.3 upsample_mse"
+    settings = {"patch_selection_method": "v1", "thresholds": [16, 16], "drop_tolerance": 2}
+    assert comparison.label(settings) == "v1 [16, 16] drop 2"
     settings = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]}
     assert comparison.label(settings) == "v1 upsample_mse [36, 36]"

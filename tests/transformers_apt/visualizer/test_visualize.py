@@ -63,6 +63,7 @@ SETTINGS = [
     {"patch_selection_method": "v2", "alpha": 0.9},
     {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"},
     {"patch_selection_method": "budget", "alpha": 0.5, "importance_method": "laplacian"},
+    {"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 20},
     {"patch_selection_method": "off"},
 ]
 
@@ -75,6 +76,7 @@ def test_layout_and_pixels_are_the_processors(odd_photo, settings):
     assert view.original.size == (201, 333) and view.original.tobytes() == upright.tobytes()
     assert view.resized.shape == (3, 336, 196) and view.resized.dtype == torch.uint8
     assert torch.equal(view.layout.patches, fed.get("image_patch_layout", view.layout.patches))
+    assert (view.inherited is not None) == bool(view.layout.dropped_cells) == ("drop_tolerance" in settings)
     stats = patch_stats(fed)[0]
     assert view.layout.num_patches == stats["vision_patches"]
     # what was shown, fed as it is, is what was fed: every pixel of it that is kept
