@@ -21,6 +21,7 @@ from torch import Tensor
 
 from apt_code.importance.entropy import BINS, compute_patch_entropy_batched
 from apt_code.importance.laplacian import compute_patch_laplacian_batched
+from apt_code.importance.upsample_l4 import compute_patch_upsample_l4_batched
 from apt_code.importance.upsample_mse import compute_patch_upsample_mse_batched
 
 
@@ -72,6 +73,13 @@ IMPORTANCE_METHODS: Mapping[str, ImportanceMethod] = {
         "grey levels²",
         lambda side, bins: 255.0**2,  # no pixel is restored as more than white or less than black
         (64.0, 64.0),
+        coarse_scores=True,
+    ),
+    "upsample_l4": ImportanceMethod(
+        compute_patch_upsample_l4_batched,
+        "grey levels²",
+        lambda side, bins: 255.0**2,  # as of upsample_mse, where every pixel is as far off
+        (50.0, 50.0),
         coarse_scores=True,
     ),
 }

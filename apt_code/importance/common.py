@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 PAD_VALUE = 1e6
@@ -24,6 +25,8 @@ LARGEST_PIXEL = 2.0**16
 """Pixels further from 0 than this, which are no grey levels in any unit, count as this, so that no sum overflows."""
 PIXELS_AT_ONCE = 2**24
 """How many pixels the plain code, which holds several numbers per pixel, works on at a time."""
+MOST_SCALES_OF_ERROR = 4
+"""Up to 8× cells, what integer pixels lose is exact: its numbers fit float32, and their squares float64."""
 
 
 def checked(images: Tensor, patch_size: int, num_scales: int) -> tuple[Tensor, float]:
@@ -104,6 +107,30 @@ def in_parts(images: Tensor, work: Callable[[Tensor], list[Tensor]]) -> list[Ten
     """`work` on a few images of the batch at a time, so that what it needs on the way stays bounded."""
     at_once = max(1, PIXELS_AT_ONCE // max(1, images.shape[-2] * images.shape[-1]))
     return [torch.cat(found) for found in zip(*map(work, images.split(at_once)), strict=True)]
+
+
+def check_scales_of_error(num_scales: int, name: str) -> None:
+    """Refuse scales so coarse that `restoration_errors` would not be exact."""
+    if num_scales > MOST_SCALES_OF_ERROR:
+        raise ValueError(f"num_scales={num_scales} with {name!r}: expected at most {MOST_SCALES_OF_ERROR}")
+
+
+def restoration_errors(images: Tensor, side: int, size: int) -> Tensor:
+    """Each pixel less what it is restored as from its cell's own coarse patch: area average, then bilinear.
+
+    Args:
+        images: `(b, c, H, W)`.
+        side: of a cell in pixels; cells that stick out are left out.
+        size: how many pixels of a side are averaged.
+
+    Returns:
+        `(b·rows·cols, c, side, side)` float32, exact for integer pixels: multiples of `1 / (4 size⁴)`.
+    """
+    rows, cols = images.shape[-2] // side, images.shape[-1] // side
+    # every cell alone, so that the scaling up never looks at its neighbours
+    whole = images[..., : rows * side, : cols * side].float()
+    cells = rearrange(whole, "b c (h p) (w q) -> (b h w) c p q", p=side, q=side)
+    return cells - F.interpolate(F.avg_pool2d(cells, size), scale_factor=size, mode="bilinear", align_corners=False)
 
 
 def empty_map(images: Tensor, side: int, value: float) -> np.ndarray:

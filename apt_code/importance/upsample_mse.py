@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from apt_code.compilation import KernelFailedError, can_compile, run_kernel
 from apt_code.exact_sum import exact_sum
-from apt_code.importance.common import PAD_VALUE, checked, empty_map, in_parts, round_up
-
-MOST_SCALES_OF_ERROR = 4
-"""Up to 8× cells, the map of integer pixels is exact: its numbers fit float32, and their squares float64."""
+from apt_code.importance.common import (
+    PAD_VALUE,
+    check_scales_of_error,
+    checked,
+    empty_map,
+    in_parts,
+    restoration_errors,
+    round_up,
+)
 
 
 def compute_patch_upsample_mse_batched(
@@ -28,8 +31,7 @@ def compute_patch_upsample_mse_batched(
     Area average down to `patch_size`, bilinear up, mean over pixels and channels, in grey levels², in [0, 255²]. The
     finest scale loses nothing: its map is 0. Arguments, shapes and errors as `compute_patch_entropy_batched`.
     """
-    if num_scales > MOST_SCALES_OF_ERROR:
-        raise ValueError(f"num_scales={num_scales} with 'upsample_mse': expected at most {MOST_SCALES_OF_ERROR}")
+    check_scales_of_error(num_scales, "upsample_mse")
     images, span = checked(images, patch_size, num_scales)
     height, width = images.shape[-2:]
     channels = images.shape[1]
@@ -77,11 +79,7 @@ def _square_error(images: Tensor, patch_size: int, size: int, span: float) -> Te
     largest = span**2 / _error_unit(size)  # 2⁴⁴ of bytes at 8×, 2⁶² of pixels up to `LARGEST_PIXEL`
 
     def errors_of(part: Tensor) -> list[Tensor]:
-        # every cell alone, so that the scaling up never looks at its neighbours
-        whole = part[..., : rows * side, : cols * side].float()
-        cells = rearrange(whole, "b c (h p) (w q) -> (b h w) c p q", p=side, q=side)
-        restored = F.interpolate(F.avg_pool2d(cells, size), scale_factor=size, mode="bilinear", align_corners=False)
-        square = (cells - restored).double().square() / _error_unit(size)
+        square = restoration_errors(part, side, size).double().square() / _error_unit(size)
         return [exact_sum(square.round().long(), (1, 2, 3), largest).view(len(part), rows, cols)]
 
     return in_parts(images, errors_of)[0]

@@ -79,8 +79,8 @@ def laplacian_of_cell(pixels: list, top: int, left: int, side: int) -> float:
     return float(total / (10_000 * side * side))
 
 
-def upsample_mse_of_cell(pixels: list, top: int, left: int, side: int, size: int) -> float:
-    """Mean squared error of one cell against its area average scaled back up, bilinear, edges clamped to the cell."""
+def upsampling_errors_of_cell(pixels: list, top: int, left: int, side: int, size: int) -> list[Fraction]:
+    """One cell's pixels less its area average scaled back up, bilinear, edges clamped to the cell; all channels."""
     coarse_side = side // size
     # per output pixel: its centre in coarse pixels, the two coarse pixels around it, and how far it is between them
     taps = []
@@ -88,7 +88,7 @@ def upsample_mse_of_cell(pixels: list, top: int, left: int, side: int, size: int
         centre = Fraction(2 * place + 1, 2 * size) - Fraction(1, 2)
         low = math.floor(centre)
         taps.append((max(low, 0), min(low + 1, coarse_side - 1), centre - low))
-    total = Fraction(0)
+    errors = []
     for channel in pixels:
         coarse = [
             [
@@ -103,8 +103,21 @@ def upsample_mse_of_cell(pixels: list, top: int, left: int, side: int, size: int
             between = [(1 - dy) * a + dy * b for a, b in zip(coarse[up], coarse[down], strict=True)]
             for col, (west, east, dx) in enumerate(taps):
                 restored = (1 - dx) * between[west] + dx * between[east]
-                total += (channel[top + row][left + col] - restored) ** 2
-    return float(total / (len(pixels) * side * side))
+                errors.append(channel[top + row][left + col] - restored)
+    return errors
+
+
+def upsample_mse_of_cell(pixels: list, top: int, left: int, side: int, size: int) -> float:
+    """Mean squared error of one cell against its area average scaled back up."""
+    errors = upsampling_errors_of_cell(pixels, top, left, side, size)
+    return float(sum(error**2 for error in errors) / len(errors))
+
+
+def upsample_l4_of_cell(pixels: list, top: int, left: int, side: int, size: int) -> float:
+    """Root of the mean fourth power of the same errors, each rounded to sixteenths of a grey level, halves upwards."""
+    errors = upsampling_errors_of_cell(pixels, top, left, side, size)
+    sixteenths = [math.floor(16 * abs(error) + Fraction(1, 2)) for error in errors]
+    return math.sqrt(Fraction(sum(value**4 for value in sixteenths), 16**4 * len(errors)))
 
 
 # -------------------------------------------------------------------- selection, one image at a time

@@ -18,8 +18,13 @@ import torch
 from loguru import logger
 from numba.core.caching import IndexDataCacheFile
 
+<<<<<<< HEAD
 from apt_code import PatchTokenizer, compilation, dropping_kernel, patch_packing_kernel
 from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_mse_kernel
+=======
+from apt_code import PatchTokenizer, compilation, patch_packing_kernel
+from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_l4_kernel, upsample_mse_kernel
+>>>>>>> 8e5e89b (Add the map upsample_l4: strokes that would disappear weigh more than noise of the same energy)
 from apt_code.patch_packing import RowPacker
 from apt_code.selection import best_splits_kernel, budget_kernel, joint_kernel, tiling_kernel
 
@@ -234,6 +239,7 @@ def test_without_a_compiler_the_plain_code_runs_not_interpreted_kernels():
 KERNELS = [
     (entropy_kernel, "entropies"),
     (upsample_mse_kernel, "upsample_errors"),
+    (upsample_l4_kernel, "upsample_fourths"),
     (patch_packing_kernel, "gather_rows"),
     (budget_kernel, "split_scores"),
     (joint_kernel, "joint_scores"),
@@ -276,7 +282,7 @@ def test_where_a_kernel_fails_the_plain_code_begins_anew(monkeypatch, heard, mod
 
     def fail(*args):
         calls.append(name)
-        outputs = {"entropies": args[-1:], "upsample_errors": args[-1:], "gather_rows": args[-1:]}
+        outputs = dict.fromkeys(("entropies", "upsample_errors", "upsample_fourths", "gather_rows"), args[-1:])
         spoil(outputs.get(name, [] if name == "canonical_patches" else args[-1:]))
         raise SystemError("LLVM has no such instruction")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from apt_code import PatchLayout, PatchTokenizer, dropping_kernel, patch_packing_kernel
-from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_mse_kernel
+from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_l4_kernel, upsample_mse_kernel
 from apt_code.importance.entropy import compute_patch_entropy_batched
 from apt_code.patch_packing import RowPacker, pack_patches
 from apt_code.selection import best_splits_kernel, budget_kernel, joint_kernel, tiling_kernel
@@ -23,6 +23,7 @@ def launches(monkeypatch):
     for module, name in (
         (entropy_kernel, "entropies"),
         (upsample_mse_kernel, "upsample_errors"),
+        (upsample_l4_kernel, "upsample_fourths"),
         (patch_packing_kernel, "gather_rows"),
         (budget_kernel, "split_scores"),
         (joint_kernel, "joint_scores"),
@@ -43,16 +44,17 @@ def launches(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 7])
 def test_a_batch_costs_as_many_launches_as_an_image(launches, batch):
     images = torch.randint(0, 256, (batch, 3, 112, 112), dtype=torch.uint8)
-    for importance_method in ("entropy", "upsample_mse"):
+    for importance_method in ("entropy", "upsample_mse", "upsample_l4"):
         tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=0.5, importance_method=importance_method)
         RowPacker(14, 2, lambda pixels: pixels)(images, tokenizer.select_layouts(images))
     assert launches == {
         "entropies": 1,
         "upsample_errors": 2,  # one per coarse scale
-        "split_scores": 2,
-        "keep_all_but_best": 2,
-        "canonical_patches": 2,
-        "gather_rows": 2,
+        "upsample_fourths": 2,
+        "split_scores": 3,
+        "keep_all_but_best": 3,
+        "canonical_patches": 3,
+        "gather_rows": 3,
     }
 
 

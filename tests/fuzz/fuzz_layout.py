@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["apt_code", "transformers_apt", "PIL"])
     from apt_code import InvalidLayoutError, PatchLayout
 
 METHODS = ("v1", "v2", "budget", "joint")
-MAPS = ("entropy", "laplacian", "upsample_mse")
+MAPS = ("entropy", "laplacian", "upsample_l4", "upsample_mse")
 
 
 def decode_to_layout(data: atheris.FuzzedDataProvider) -> None:

@@ -52,7 +52,8 @@ def visualize(
         float | None, typer.Option(help="budget, joint: share of the patches kept, 0 to 1. v2: larger, fewer patches.")
     ] = None,
     importance_method: Annotated[
-        str | None, typer.Option(help="'entropy', 'laplacian' or 'upsample_mse'.", show_default="entropy")
+        str | None,
+        typer.Option(help="'entropy', 'laplacian', 'upsample_l4' or 'upsample_mse'.", show_default="entropy"),
     ] = None,
     drop_tolerance: Annotated[
         Any,

@@ -3,17 +3,22 @@
 import pytest
 import torch
 
-from apt_code.importance import entropy, upsample_mse
+from apt_code.importance import entropy, upsample_l4, upsample_mse
 from apt_code.importance.entropy import compute_patch_entropy_batched
+from apt_code.importance.upsample_l4 import compute_patch_upsample_l4_batched
 from apt_code.importance.upsample_mse import compute_patch_upsample_mse_batched
 
-COMPILED_MAPS = (compute_patch_entropy_batched, compute_patch_upsample_mse_batched)
+COMPILED_MAPS = (
+    compute_patch_entropy_batched,
+    compute_patch_upsample_mse_batched,
+    compute_patch_upsample_l4_batched,
+)
 
 
 def plain(compute, *args, **kwargs):
     """The same map without the kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (entropy, upsample_mse):
+        for module in (entropy, upsample_l4, upsample_mse):
             patch.setattr(module, "can_compile", lambda images: False)
         return compute(*args, **kwargs)
 

@@ -11,11 +11,13 @@ from apt_code.importance import (
     IMPORTANCE_METHODS,
     entropy,
     entropy_kernel,
+    upsample_l4_kernel,
     upsample_mse_kernel,
 )
 from apt_code.importance.common import PAD_VALUE
 from apt_code.importance.entropy import compute_patch_entropy_batched
 from apt_code.importance.laplacian import compute_patch_laplacian_batched
+from apt_code.importance.upsample_l4 import compute_patch_upsample_l4_batched
 from apt_code.importance.upsample_mse import compute_patch_upsample_mse_batched
 from tests.apt_code.importance.comparison import assert_equal, plain
 from tests.apt_code.references import assert_same_maps
@@ -52,6 +54,28 @@ def test_upsample_mse_around_the_kernels_edge(channels, patch_size):
         assert_equal(compute_patch_upsample_mse_batched, images, patch_size=patch_size, num_scales=4)
 
 
+@pytest.mark.parametrize(("channels", "patch_size"), [(3, 13), (3, 14), (1, 22), (1, 23)])
+def test_upsample_l4_around_the_kernels_edge(channels, patch_size):
+    side = patch_size * 8
+    fits = upsample_l4_kernel.fourth_powers_fit(channels, side, 8)
+    assert fits == (patch_size in (13, 22)) == (channels * side**2 * (255 * 16) ** 4 < 2**63)
+    for images in worst_cells(side, channels):
+        assert_equal(compute_patch_upsample_l4_batched, images, patch_size=patch_size, num_scales=4)
+    assert not upsample_l4_kernel.fourth_powers_fit(channels, 16, 16)
+
+
+def test_upsample_l4_of_128_px_patches_in_four_scales():
+    white, board, noise, _ = worst_cells(1024)
+    maps = compute_patch_upsample_l4_batched(board, 128, 4)
+    assert all(torch.equal(maps[side], torch.full_like(maps[side], 127.5**2)) for side in (256, 512, 1024))
+    assert not any(found.any() for found in compute_patch_upsample_l4_batched(white, 128, 4).values())
+    found = compute_patch_upsample_l4_batched(noise, 128, 4)
+    turned = compute_patch_upsample_l4_batched(noise.flip(-1), 128, 4)
+    assert_same_maps({side: values.flip(-1) for side, values in turned.items()}, found)
+    squares = compute_patch_upsample_mse_batched(noise, 128, 4)
+    assert all(squares[side].max() < found[side].min() < 2 * squares[side].max() for side in (256, 512, 1024))
+
+
 @pytest.mark.parametrize("size", [2, 4, 8])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_the_upsampling_kernel_is_given_fits_its_integers(channels, size):
@@ -66,9 +90,10 @@ def test_what_the_upsampling_kernel_is_given_fits_its_integers(channels, size):
     assert not upsample_mse_kernel.upsample_errors_fit(channels, 16, 16)
 
 
-def test_more_scales_than_upsample_mse_is_exact_for_are_refused():
-    with pytest.raises(ValueError, match="num_scales=5 with 'upsample_mse': expected at most 4"):
-        compute_patch_upsample_mse_batched(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 2, 5)
+@pytest.mark.parametrize("method", ["upsample_l4", "upsample_mse"])
+def test_more_scales_than_an_error_is_exact_for_are_refused(method):
+    with pytest.raises(ValueError, match=f"num_scales=5 with '{method}': expected at most 4"):
+        IMPORTANCE_METHODS[method].compute(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 2, 5)
 
 
 def test_entropy_around_the_kernels_edge():
@@ -114,6 +139,8 @@ def test_pixels_far_from_grey_levels_overflow_nothing(dtype):
     seen = min(most, 2**16) / 2
     maps = compute_patch_upsample_mse_batched(images, 14, 4)
     assert all(torch.equal(maps[side], torch.full_like(maps[side], seen**2)) for side in (28, 56, 112))
+    fourths = compute_patch_upsample_l4_batched(images, 14, 4)
+    assert all(torch.equal(fourths[side], torch.full_like(fourths[side], 255.0**2)) for side in (28, 56, 112))
     inner = compute_patch_laplacian_batched(images, 14, 1)[14][:, 1:-1, 1:-1]
     np.testing.assert_allclose(inner, 4 * 2 * seen * 0.9999, rtol=1e-6)
     entropy = compute_patch_entropy_batched(images, 14, 4)

@@ -13,9 +13,14 @@ from apt_code.importance import (
 )
 from apt_code.importance.entropy import compute_patch_entropy_batched
 from apt_code.importance.laplacian import compute_patch_laplacian_batched
+from apt_code.importance.upsample_l4 import compute_patch_upsample_l4_batched
 from apt_code.importance.upsample_mse import compute_patch_upsample_mse_batched
 
-METHODS = {"laplacian": compute_patch_laplacian_batched, "upsample_mse": compute_patch_upsample_mse_batched}
+METHODS = {
+    "laplacian": compute_patch_laplacian_batched,
+    "upsample_l4": compute_patch_upsample_l4_batched,
+    "upsample_mse": compute_patch_upsample_mse_batched,
+}
 
 
 def test_the_table_of_methods():
@@ -25,7 +30,9 @@ def test_the_table_of_methods():
     assert [entropy.thresholds(scales) for scales in (1, 2, 3, 4)] == [[], [3.0], [3.0, 2.0], [3.0, 2.0, 2.0]]
     assert not entropy.coarse_scores
     assert not IMPORTANCE_METHODS["laplacian"].coarse_scores
-    assert IMPORTANCE_METHODS["upsample_mse"].coarse_scores, "its finest map is 0: means of it would say nothing"
+    assert IMPORTANCE_METHODS["upsample_l4"].thresholds(4) == [50.0, 50.0, 50.0]
+    for method in ("upsample_l4", "upsample_mse"):
+        assert IMPORTANCE_METHODS[method].coarse_scores, "its finest map is 0: means of it would say nothing"
     for method, compute in METHODS.items():
         assert IMPORTANCE_METHODS[method].compute is compute
 
@@ -59,7 +66,8 @@ def test_the_highest_importance_is_reached_where_it_can_be():
     assert IMPORTANCE_METHODS["entropy"].highest(16, 512) == 8
     assert compute_patch_entropy_batched(torch.arange(256).view(1, 1, 16, 16), 16, 1)[16].item() == 8
     assert IMPORTANCE_METHODS["laplacian"].highest(28, 512) == 1020
-    assert IMPORTANCE_METHODS["upsample_mse"].highest(28, 512) == 65025
+    for method in ("upsample_l4", "upsample_mse"):
+        assert IMPORTANCE_METHODS[method].highest(28, 512) == 65025
 
 
 @pytest.mark.parametrize(
@@ -76,6 +84,8 @@ def test_the_highest_importance_is_reached_where_it_can_be():
         ([1020.0, 1021.0], "laplacian", {}, ["1021 at 56 px (highest importance there: 1020)"]),
         ([65025.0, 65026.0], "upsample_mse", {}, ["65026 at 56 px (highest importance there: 6.502e+04)"]),
         ([36.0, 36.0], "upsample_mse", {}, []),
+        ([65026.0, 50.0], "upsample_l4", {}, ["65026 at 28 px (highest importance there: 6.502e+04)"]),
+        ([50.0, 50.0], "upsample_l4", {}, []),
         ([], "entropy", {}, []),
     ],
 )

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apt_code import PatchTokenizer
+from apt_code.importance import IMPORTANCE_METHODS
 from apt_code.selection import common
 
 
@@ -13,7 +14,7 @@ from apt_code.selection import common
     size=st.tuples(st.integers(1, 230), st.integers(1, 230)),
     num_scales=st.integers(1, 4),
     method=st.sampled_from(["v1", "v2", "budget", "joint"]),
-    importance_method=st.sampled_from(["entropy", "laplacian", "upsample_mse"]),
+    importance_method=st.sampled_from(sorted(IMPORTANCE_METHODS)),
     alpha=st.sampled_from([0.0, 0.1, 0.3, 0.77, 1.0]),
     seed=st.integers(0, 1000),
 )

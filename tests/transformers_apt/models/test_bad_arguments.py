@@ -14,7 +14,7 @@ from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 from apt_code import PatchLayout
 
 METHODS = ("v1", "v2", "budget", "joint", "off")
-MAPS = ("entropy", "laplacian", "upsample_mse")
+MAPS = ("entropy", "laplacian", "upsample_l4", "upsample_mse")
 REFUSALS = (ValueError, TypeError, StrictDataclassFieldValidationError)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (84, 112, 3), dtype=np.uint8))
 

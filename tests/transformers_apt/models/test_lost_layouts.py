@@ -71,17 +71,6 @@ def test_positions_of_more_grids_than_the_prompt_shows_are_upstreams(model, proc
     assert str(refusal.value) == str(expected.value)
 
 
-def test_rows_of_another_patch_size(family, model, inputs):
-    """A whole number of them may even fit the grid: it is their length that says whose they are."""
-    config = model.model.visual.config
-    rows, size = len(inputs["pixel_values"]), 14 if config.patch_size == 16 else 16
-    inputs["pixel_values"] = torch.zeros(rows, config.in_channels * config.temporal_patch_size * size**2)
-    without = {name: value for name, value in inputs.items() if name not in VISUAL[2:]}
-    for given in (inputs, without):
-        with pytest.raises(InvalidLayoutError, match=r"rows of \d+ values, expected \d+.*another family's processor"):
-            model(**given)
-
-
 def test_trls_hint_still_finds_upstreams_words(model, inputs):
     """TRL looks for them in a ValueError, to say that max_length cut an image's placeholders off."""
     cut = {name: value for name, value in inputs.items()}

@@ -20,7 +20,7 @@ from apt_code.patch_tokenizer import PatchTokenizer
 from apt_code.visualization import PATCH_COLOURS, reconstruct, to_picture
 from transformers_apt.cli.messages import BAD_INPUT
 from transformers_apt.embedded.tiny_checkpoint import save_checkpoint
-from transformers_apt.models import reach
+from transformers_apt.models import families
 from transformers_apt.models.stats import image_layouts, patch_stats
 from transformers_apt.visualizer import files as visualize_files
 from transformers_apt.visualizer import view as visualize
@@ -110,7 +110,7 @@ def test_settings_of_one_call_win_over_the_processors(crop):
         examine(crop, processor, alhpa=0.3)
 
 
-@pytest.mark.parametrize("importance", ["entropy", "laplacian", "upsample_mse"])
+@pytest.mark.parametrize("importance", ["entropy", "laplacian", "upsample_l4", "upsample_mse"])
 @pytest.mark.parametrize("setting", [{"patch_selection_method": "v1"}, {"patch_selection_method": "v2", "alpha": 0.7}])
 def test_the_thresholds_it_reports_give_the_tiling_it_shows(half_plain, importance, setting):
     view = examine(half_plain, load_processor(importance_method=importance, **setting))
@@ -192,7 +192,7 @@ def test_a_checkpoint_of_another_family_is_refused(folder, tmp_path, photo, visu
     (tmp_path / "other" / "config.json").write_text('{"model_type": "glm4v"}')
     result = visualize_command(photo, "-o", tmp_path / "out", "--model", tmp_path / "other")
     assert result.exit_code == BAD_INPUT and len(result.stderr.splitlines()) == 1
-    assert "is of the family glm4v" in result.stderr and reach.SUPPORTED in result.stderr
+    assert "is of the family glm4v" in result.stderr and families.SUPPORTED in result.stderr
 
 
 # ---------------------------------------------------------------- the files

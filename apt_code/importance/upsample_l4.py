@@ -1,0 +1,93 @@
+"""`upsample_l4`: what is lost of a cell that is kept whole, with the worst of it weighing most.
+
+Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` cells of one scale, `p` side of a cell in px.
+
+A thin stroke that disappears is far off in few pixels; noise, grass and gravel are a little off in all. The mean of
+the squares cannot tell them apart, the mean of the fourth powers can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from apt_code.compilation import KernelFailedError, can_compile, run_kernel
+from apt_code.exact_sum import exact_sum
+from apt_code.importance.common import (
+    PAD_VALUE,
+    check_scales_of_error,
+    checked,
+    empty_map,
+    in_parts,
+    restoration_errors,
+    round_up,
+)
+
+PARTS = 16
+"""Errors are counted in this many parts of a grey level: a half of one is far below any threshold that is of use."""
+LARGEST_ERROR = 255 * PARTS
+"""No grey level is restored further off than this; pixels of another range, which may be, count as this far off."""
+
+
+def compute_patch_upsample_l4_batched(
+    images: Tensor, patch_size: int = 16, num_scales: int = 3, pad_value: float = PAD_VALUE
+) -> dict[int, Tensor]:
+    """What keeping a cell whole loses, as `upsample_mse`, with few large errors weighing more than many small ones.
+
+    With `e` the pixels less what they are restored as (area average down to `patch_size`, bilinear up):
+    `sqrt(mean(e⁴))` over pixels and channels, in grey levels², in [0, 255²]. It is the mean squared error where all
+    pixels are equally far off, and more than that where few are. The finest scale loses nothing: its map is 0.
+    Arguments, shapes and errors as `compute_patch_entropy_batched`.
+
+    Exact for integer pixels, so that devices, backends and batches agree: their `e` is exact in float32, it is rounded
+    to sixteenths of a grey level, halves away from 0, and the fourth powers of those are integers. Their sum is
+    rounded once, and the root of an IEEE double is the same everywhere.
+    """
+    check_scales_of_error(num_scales, "upsample_l4")
+    images, _ = checked(images, patch_size, num_scales)
+    height, width = images.shape[-2:]
+    nothing = images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
+    maps = {patch_size: round_up(nothing, height, width, patch_size, pad_value)}
+    for size in (2**scale for scale in range(1, num_scales)):
+        side = patch_size * size
+        per_unit = 1.0 / (PARTS**4 * images.shape[1] * side**2)
+        if _fits_kernel(images, side, size):
+            with contextlib.suppress(KernelFailedError):
+                maps[side] = _root_compiled(images, patch_size, size, per_unit, pad_value)
+                continue
+        root = (_fourth_powers(images, side, size) * per_unit).sqrt()
+        maps[side] = round_up(root, height, width, side, pad_value)
+    return maps
+
+
+def _fits_kernel(images: Tensor, side: int, size: int) -> bool:
+    if not can_compile(images):
+        return False
+    from apt_code.importance import upsample_l4_kernel
+
+    return upsample_l4_kernel.fourth_powers_fit(images.shape[1], side, size)
+
+
+def _root_compiled(images: Tensor, patch_size: int, size: int, per_unit: float, pad_value: float) -> Tensor:
+    """The finished map of one scale by the compiled kernel."""
+    from apt_code.importance import upsample_l4_kernel
+
+    roots = empty_map(images, patch_size * size, pad_value)
+    pixels = images.contiguous().numpy()  # one memory layout, so one compilation
+    run_kernel(upsample_l4_kernel.upsample_fourths, pixels, patch_size, size, per_unit, roots)
+    return torch.from_numpy(roots)
+
+
+def _fourth_powers(images: Tensor, side: int, size: int) -> Tensor:
+    """Fourth powers of the errors in `PARTS`, summed over each complete cell: `(b, c, H, W)` -> float64 cells."""
+    rows, cols = images.shape[-2] // side, images.shape[-1] // side
+    if rows * cols == 0:
+        return images.new_zeros((len(images), rows, cols), dtype=torch.float64)
+
+    def powers_of(part: Tensor) -> list[Tensor]:
+        error = (restoration_errors(part, side, size).abs() * PARTS + 0.5).floor().clamp(max=LARGEST_ERROR).long()
+        return [exact_sum(error**4, (1, 2, 3), float(LARGEST_ERROR) ** 4).view(len(part), rows, cols)]
+
+    return in_parts(images, powers_of)[0]
