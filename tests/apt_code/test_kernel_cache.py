@@ -18,13 +18,8 @@ import torch
 from loguru import logger
 from numba.core.caching import IndexDataCacheFile
 
-<<<<<<< HEAD
 from apt_code import PatchTokenizer, compilation, dropping_kernel, patch_packing_kernel
-from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_mse_kernel
-=======
-from apt_code import PatchTokenizer, compilation, patch_packing_kernel
 from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_l4_kernel, upsample_mse_kernel
->>>>>>> 8e5e89b (Add the map upsample_l4: strokes that would disappear weigh more than noise of the same energy)
 from apt_code.patch_packing import RowPacker
 from apt_code.selection import best_splits_kernel, budget_kernel, joint_kernel, tiling_kernel
 

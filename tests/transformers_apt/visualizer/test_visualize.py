@@ -20,7 +20,7 @@ from apt_code.patch_tokenizer import PatchTokenizer
 from apt_code.visualization import PATCH_COLOURS, reconstruct, to_picture
 from transformers_apt.cli.messages import BAD_INPUT
 from transformers_apt.embedded.tiny_checkpoint import save_checkpoint
-from transformers_apt.models import families
+from transformers_apt.models import families, reach
 from transformers_apt.models.stats import image_layouts, patch_stats
 from transformers_apt.visualizer import files as visualize_files
 from transformers_apt.visualizer import view as visualize
