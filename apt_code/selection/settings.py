@@ -17,18 +17,15 @@ def check_number(method: str, alpha: float) -> None:
         raise TypeError(f"alpha is a number, got {alpha!r} of type {type(alpha).__name__}")
 
 
-def check_fraction(method: str, alpha: float) -> None:
-    """Refuse an alpha that is not the fraction of patches to keep.
+def check_fraction(method: str, alpha: float, of: str = "full-resolution patches to keep") -> None:
+    """Refuse an alpha that is not a fraction, `of` the patches or of something else.
 
     Raises:
         TypeError: not a number. ValueError: outside [0, 1].
     """
     check_number(method, alpha)
     if not 0 <= alpha <= 1:
-        raise ValueError(
-            f"alpha={alpha} with {method!r}: expected 0 <= alpha <= 1, the fraction of the full-resolution patches to "
-            "keep"
-        )
+        raise ValueError(f"alpha={alpha} with {method!r}: expected 0 <= alpha <= 1, the fraction of the {of}")
 
 
 def check_multiple(method: str, alpha: float) -> None:

@@ -4,7 +4,6 @@ Axis legend: `b` images of one shape, `n` patches, `c` channels, `p` patch side 
 """
 
 import inspect
-import itertools
 import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -17,126 +16,16 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers.image_processing_utils import BatchFeature
 
-from apt_code.patch_layout import MERGE_SIZE, PatchLayout
-from apt_code.patch_packing import Affine, RowPacker
-from apt_code.patch_tokenizer import PatchTokenizer
+from apt_code.patch_layout import MERGE_SIZE
+from apt_code.patch_packing import Affine
 from transformers_apt.models import families, pixels, reach, settings
 from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
 from transformers_apt.models.programs import calling_program
-from transformers_apt.models.settings import NUM_SCALES, OFF, logger
-
-GROUPED_PIXELS = 2**18
-"""Images up to this size are worked on as a batch: beyond it, stacking them costs more than the calls it saves."""
+from transformers_apt.models.selector import PatchSelector
+from transformers_apt.models.settings import OFF, logger
 
 READABLE_CHANNELS = (1, 3)
 """The numbers of channels that an importance map can read."""
-
-
-@dataclass(frozen=True)
-class PatchSelector:
-    """One call's way from resized images to rows, the same for both backends.
-
-    Attributes:
-        settings: all of them, as `Resolved.values`.
-        patch_size, merge_size: of the image processor.
-        grey_scale: what a floating-point pixel is multiplied by to be a grey level in [0, 255]; integer pixels are
-            grey levels already.
-        pack: makes rows of the chosen patches with the backend's rescaling and normalisation.
-    """
-
-    settings: Mapping[str, Any]
-    patch_size: int
-    merge_size: int
-    grey_scale: float
-    pack: RowPacker
-
-    @classmethod
-    def of_call(
-        cls,
-        settings: Mapping[str, Any],
-        kwargs: Mapping[str, Any],
-        normalise: Callable[[Tensor], Tensor],
-        affine: Affine | None,
-    ) -> "PatchSelector":
-        """From a `_preprocess` call's arguments; `normalise` and `affine` as `RowPacker`."""
-        pack = RowPacker(kwargs["patch_size"], kwargs["temporal_patch_size"], normalise, affine)
-        return cls(settings, kwargs["patch_size"], kwargs["merge_size"], pixels.grey_scale(kwargs), pack)
-
-    def choose(
-        self, images: Tensor, readable: Sequence[bool]
-    ) -> tuple[list[PatchLayout], list[dict[str, Any] | None]]:
-        """Choose the patches of a batch of resized, not yet rescaled images `(b, c, H, W)`.
-
-        Args:
-            images: the batch.
-            readable: whether each can be chosen on; of the others every patch is kept.
-
-        Returns:
-            One layout and one budget info per image.
-
-        Raises:
-            ValueError: images that are not made of whole merge cells.
-        """
-        height, width = images.shape[-2:]
-        unit = self.patch_size * self.merge_size
-        if height % unit or width % unit:
-            raise ValueError(
-                f"an image of {height}×{width} px: expected sides that are multiples of {unit} "
-                "(patch_size × merge_size); leave do_resize on, or resize the image so"
-            )
-        everything = PatchLayout.uniform((height // self.patch_size, width // self.patch_size))
-        if not any(readable):
-            return [everything] * len(images), [None] * len(images)
-        chosen = images if all(readable) else images[list(readable)]
-        if chosen.is_floating_point():  # bicubic resizing overshoots, by any amount
-            chosen = (chosen * self.grey_scale if self.grey_scale != 1 else chosen).clamp(0, 255)
-        tokenizer = PatchTokenizer(num_scales=NUM_SCALES, base_patch_size=self.patch_size, **self.settings)
-        kept = tokenizer.select_layouts(chosen)
-        infos: list[dict[str, Any] | None] = [tokenizer.last_budget_info] * len(kept)
-        if tokenizer.last_budget_info is not None and "dropped" in tokenizer.last_budget_info:
-            infos = [{**tokenizer.last_budget_info, "dropped": n} for n in tokenizer.last_budget_info["dropped"]]
-        found = iter(zip(kept, infos, strict=True))
-        both = [next(found) if good else (everything, None) for good in readable]
-        return [layout for layout, _ in both], [info for _, info in both]
-
-    def __call__(self, images: Sequence[Tensor], readable: Sequence[bool], group: bool = True) -> "Selection":
-        """Choose and cut the patches of a call's images, `(c, H, W)` each, as the backend has them after resizing.
-
-        Images of one shape are worked on as one batch, unless `group` forbids it or copying them together would cost
-        more than it saves. The result is the same.
-        """
-        batches: dict[Any, list[int]] = {}
-        for i, image in enumerate(images):
-            together = group and image.shape[-2] * image.shape[-1] <= GROUPED_PIXELS
-            batches.setdefault((image.shape, image.dtype) if together else i, []).append(i)
-        layouts: list[Any] = [None] * len(images)
-        infos: list[Any] = [None] * len(images)
-        stacked = []
-        for members in batches.values():
-            batch = torch.stack([images[i] for i in members]) if len(members) > 1 else images[members[0]].unsqueeze(0)
-            stacked.append((batch, members))
-            for i, layout, info in zip(members, *self.choose(batch, [readable[i] for i in members]), strict=True):
-                layouts[i], infos[i] = layout, info
-        starts = [0, *itertools.accumulate(layout.num_patches for layout in layouts)]
-        first = stacked[0][0]
-        rows = torch.empty((starts[-1], self.pack.row_length(first)), dtype=torch.float32, device=first.device)
-        for batch, members in stacked:
-            self.pack.write(batch, [layouts[i] for i in members], rows, [starts[i] for i in members])
-        return Selection(rows, layouts, infos)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What became of a call's images, in their order.
-
-    Attributes:
-        rows: `(n, c·t·p·p)` float32, the rows of all images.
-        layouts, infos: each image's layout and budget info.
-    """
-
-    rows: Tensor
-    layouts: list[PatchLayout]
-    infos: list[dict[str, Any] | None]
 
 
 def named_arguments(upstream: Callable[..., Any], self: Any, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +64,7 @@ def preprocess(
     upstream: Callable[..., BatchFeature],
     arguments: dict[str, Any],
     normalise: Callable[[Tensor], Tensor],
-    resized: Callable[[], Sequence[Tensor]],
+    resize: Callable[[Sequence[Any], Any], Sequence[Tensor]],
     affine: Callable[[], Affine | None] = lambda: None,
 ) -> BatchFeature:
     """A backend's `_preprocess`: upstream's own for `"off"`, else the chosen patches and their layout.
@@ -184,8 +73,8 @@ def preprocess(
         image_processor, upstream: as the overlay was called.
         arguments: as `named_arguments`.
         normalise: as `RowPacker`.
-        resized: gives the images after resizing, `(c, H, W)` each.
-        affine: gives what `RowPacker` wants; like `resized`, not asked for `"off"`.
+        resize: of images to upstream's `size`, `(c, H, W)` each.
+        affine: gives what `RowPacker` wants; like `resize`, not asked for `"off"`.
     """
     call = reach.current_call(image_processor)
     call.decided.append(True)
@@ -201,7 +90,7 @@ def preprocess(
         _last_calls.by_processor[image_processor] = LastCall([None] * len(images), adaptive=False)
         return upstream(image_processor, **arguments)
     select = PatchSelector.of_call(resolved.values, arguments, normalise, affine())
-    found = select(resized(), pixels.are_readable(ranges), group=not arguments.get("disable_grouping"))
+    found = select(images, pixels.are_readable(ranges), resize)
     _last_calls.by_processor[image_processor] = LastCall(found.infos, adaptive=True)
     grids = [[1, *layout.grid] for layout in found.layouts]
     patches = torch.cat([layout.patches for layout in found.layouts])
@@ -338,7 +227,8 @@ def last_budget_info(self: Any) -> list[dict[str, Any] | None] | None:
     Keys: `base_tokens`, `base_small_tokens`, `budget`, `k`, `alpha`, `actual`, as
     `apt_code.PatchTokenizer.last_budget_info`; with a `drop_tolerance` also `dropped`, how many of the `actual`
     patches were left out. An entry is `None` where the method was neither `"budget"` nor `"joint"`, or every patch
-    was kept because the image could not be read.
+    was kept because the image could not be read. For `"fit"`, with `cells` for upstream's language tokens: `alpha`,
+    `cells`, `limit`, `language_tokens`, and `max_pixels`, the area that the picture was resized to at most.
     """
     last = _last_calls.by_processor.get(self)
     return None if last is None else last.infos

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from apt_code.dropping import check_tolerance
 from apt_code.importance import IMPORTANCE_METHODS
 from apt_code.selection import BUDGETED, SELECTION_METHODS, check_alpha
-from apt_code.selection.settings import check_thresholds
+from apt_code.selection.settings import check_fraction, check_thresholds
 
 logger = logging.get_logger("transformers.models.qwen2_vl.adaptive_patches")
 
@@ -27,6 +27,9 @@ METHOD = "patch_selection_method"
 
 OFF = "off"
 """The method that leaves upstream's preprocessing as it is, bit for bit."""
+
+FIT = "fit"
+"""The method that chooses the resolution as well: `apt_code.selection.fit`."""
 
 NUM_SCALES = 3
 """Patches have a family's own patch size, twice and four times that: 14, 28 and 56 px, or 16, 32 and 64."""
@@ -43,24 +46,37 @@ DEFAULTS: Mapping[str, Any] = {
     "importance_method": "entropy",
     "thresholds": None,
     "drop_tolerance": None,
+    "max_language_tokens": None,
 }
 """The settings:
 
 - `patch_selection_method`: how patches are selected. `"v1"` (fixed thresholds), `"v2"` (threshold alpha × mean
-  importance), `"budget"` (a fraction alpha of the patches), `"joint"` (the same in fewer language tokens) or `"off"`
-  (upstream).
-- `alpha`: for `"budget"` and `"joint"` the fraction of full-resolution patches to keep, 0 to 1. For `"v2"` the
+  importance), `"budget"` (a fraction alpha of the patches), `"joint"` (the same in fewer language tokens), `"fit"`
+  (the largest picture within a number of language tokens) or `"off"` (upstream).
+- `alpha`: for `"budget"` and `"joint"` the fraction of full-resolution patches to keep, for `"fit"` the fraction of
+  upstream's language tokens that is never exceeded, 0 to 1. For `"v2"` the
   multiple of the mean importance, 0 or more: larger gives fewer patches. `"v1"` and `"off"` ignore it.
-- `importance_method`: what is at stake in a cell, `"entropy"`, `"laplacian"` or `"upsample_mse"`.
-- `thresholds`: for `"v1"`, cells of 28 and of 56 px with less importance than this stay whole, `[28 px, 56 px]`, in
-  the unit of the importance map. `None` takes the map's own, `[3, 2]` bits for entropy.
+- `importance_method`: what is at stake in a cell, `"entropy"`, `"laplacian"`, `"upsample_mse"` or `"upsample_l4"`.
+- `thresholds`: for `"v1"` and `"fit"`, cells of 28 and of 56 px with less importance than this stay whole,
+  `[28 px, 56 px]`, in the unit of the importance map. `None` takes the map's own, `[3, 2]` bits for entropy.
 - `drop_tolerance`: with any method but `"off"`, plain patches and cells that repeat the colour on their left or above,
   to within this many grey levels, are left out: no vision patch, no language token. 2 is recommended. `None` leaves
   nothing out; since that means "not given" in a call, `"off"` says so there.
+- `max_language_tokens`: for `"fit"`, the most language tokens of an image, 1 or more, whatever its size.
 """
+
+OF_THE_TOKENIZER = tuple(name for name in DEFAULTS if name != "max_language_tokens")
+"""Those that `PatchTokenizer` takes as well; it is given resized images, so a resolution is not its to choose."""
+
+ASKS_FOR: Mapping[str, str] = {"max_language_tokens": FIT, "thresholds": "v1"}
+"""Settings that ask for a method by themselves, where none is named."""
+
+OF_A_METHOD: Mapping[str, Mapping[str, Any]] = {FIT: {"importance_method": "upsample_l4", "drop_tolerance": 2.0}}
+"""Defaults that a method has of its own: what is recommended, where no founding document asks for something else."""
 
 USED_BY: Mapping[str, frozenset[str]] = {
     **{name: method.reads | {"drop_tolerance"} for name, method in SELECTION_METHODS.items()},
+    FIT: frozenset(DEFAULTS) - {METHOD},
     OFF: frozenset(),
 }
 """The settings that each method reads."""
@@ -72,6 +88,7 @@ def check_selection(
     importance_method: str | None = None,
     thresholds: Sequence[float] | None = None,
     drop_tolerance: float | str | None = None,
+    max_language_tokens: int | None = None,
 ) -> None:
     """Refuse settings that cannot be used; `None` stands for "not given".
 
@@ -79,17 +96,28 @@ def check_selection(
         TypeError, ValueError: with the value, what was expected and what to do.
     """
     for name, value, known in (
-        ("patch_selection_method", patch_selection_method, [*SELECTION_METHODS, OFF]),
+        ("patch_selection_method", patch_selection_method, [*SELECTION_METHODS, FIT, OFF]),
         ("importance_method", importance_method, sorted(IMPORTANCE_METHODS)),
     ):
         # asked for its type first: a list cannot be looked up, and an array has no one truth value
         if value is not None and not (isinstance(value, str) and value in known):
             raise ValueError(f"{name}={value!r}: expected one of {known}")
     if alpha is not None:
-        check_alpha(patch_selection_method or "v2", alpha)  # whose range is the widest
+        if patch_selection_method == FIT:
+            check_fraction(FIT, alpha, "language tokens of upstream that is allowed")
+        else:
+            check_alpha(patch_selection_method or "v2", alpha)  # whose range is the widest
     if thresholds is not None:
         check_thresholds(thresholds, NUM_SCALES)
     check_tolerance(drop_tolerance)
+    if max_language_tokens is not None:
+        if isinstance(max_language_tokens, bool) or not isinstance(max_language_tokens, int):
+            raise TypeError(
+                f"max_language_tokens={max_language_tokens!r} of type {type(max_language_tokens).__name__}: expected "
+                "an integer"
+            )
+        if max_language_tokens < 1:
+            raise ValueError(f"max_language_tokens={max_language_tokens}: expected 1 or more")
 
 
 def names_of(image_processor: Any, named: Collection[str] = ()) -> tuple[str, ...]:
@@ -161,12 +189,14 @@ def resolve(image_processor: Any, given: Mapping[str, Any], default: str = DEFAU
             _is_off(found.get(METHOD)) for found in sources
         ):  # then nobody asks what lies further from the call
             sources.append(source())
-    for i, found in enumerate(sources):  # thresholds alone ask for the one method that reads them
-        if "thresholds" in found and not any(METHOD in nearer for nearer in sources[: i + 1]):
-            sources[i] = {**found, METHOD: DEFAULTS[METHOD]}
-    values = {**DEFAULTS, METHOD: default}
-    for found in reversed(sources):
-        values.update(found)
+    for i, found in enumerate(sources):
+        meant = next((method for name, method in ASKS_FOR.items() if name in found), None)
+        if meant is not None and not any(METHOD in nearer for nearer in sources[: i + 1]):
+            sources[i] = {**found, METHOD: meant}
+    named = {name: value for found in reversed(sources) for name, value in found.items()}
+    method = named.get(METHOD, default)
+    of_method = OF_A_METHOD.get(method, {}) if isinstance(method, str) else {}
+    values = {**DEFAULTS, **of_method, METHOD: method, **named}
     try:
         check_selection(**values)
     except (TypeError, ValueError) as error:

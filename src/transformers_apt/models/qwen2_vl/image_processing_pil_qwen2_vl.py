@@ -1,5 +1,6 @@
 """Overlay of `transformers.models.qwen2_vl.image_processing_pil_qwen2_vl` (the PIL backend)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ class Qwen2VLImageProcessorPil(Overlay):
     importance_method = Qwen2VLImageProcessor.importance_method
     thresholds = Qwen2VLImageProcessor.thresholds
     drop_tolerance = Qwen2VLImageProcessor.drop_tolerance
+    max_language_tokens = Qwen2VLImageProcessor.max_language_tokens
     last_budget_info = Qwen2VLImageProcessor.last_budget_info
     __init__ = Qwen2VLImageProcessor.__init__
     from_pretrained = Qwen2VLImageProcessor.from_pretrained
@@ -46,18 +48,17 @@ class Qwen2VLImageProcessorPil(Overlay):
                 column = self.normalize(column, given["image_mean"], given["image_std"])
             return torch.from_numpy(column).unflatten(1, patches.shape[0::2]).transpose(0, 1)
 
-        def resized() -> list[torch.Tensor]:
+        def resize(images: Sequence[np.ndarray], size: Any) -> list[torch.Tensor]:
             factor = given["patch_size"] * given["merge_size"]
-            size, resample = given["size"], given["resample"]
             return [
                 torch.from_numpy(
                     np.ascontiguousarray(
-                        self.resize(image, size=size, resample=resample, factor=factor)
-                        if given["do_resize"]
+                        self.resize(image, size=size, resample=given["resample"], factor=factor)
+                        if size is not None
                         else image
                     )
                 )
-                for image in given["images"]
+                for image in images
             ]
 
-        return preprocessing.preprocess(self, upstream, given, normalise, resized)
+        return preprocessing.preprocess(self, upstream, given, normalise, resize)

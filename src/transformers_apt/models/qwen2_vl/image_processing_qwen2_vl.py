@@ -1,6 +1,6 @@
 """Overlay of `transformers.models.qwen2_vl.image_processing_qwen2_vl` (the torchvision backend)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,14 @@ from transformers_apt.models.checkpoints import processor_class_of
 class Qwen2VLImageProcessor(Overlay):
     """Modifications:
 
-    - five settings, as class attributes; the constructor and `from_pretrained` set them, upstream's `to_dict` saves
+    - six settings, as class attributes; the constructor and `from_pretrained` set them, upstream's `to_dict` saves
       those that somebody set. `valid_kwargs` stays upstream's;
     - `from_pretrained`, `from_dict`, `__getstate__` and `__setstate__` (a copy, or one that was pickled) keep note of
       the processor that it belongs to;
     - `__call__` and `preprocess` take them, and hand them past upstream's check of arguments;
     - `_preprocess` selects patches after resizing, and normalises only those that are kept; it returns
       `image_patch_layout` and `image_patch_counts` beside `pixel_values`. With `"off"` it is upstream's own.
-    - `last_budget_info`, what `budget` or `joint` did to each image of this thread's last call.
+    - `last_budget_info`, what `budget`, `joint` or `fit` did to each image of this thread's last call.
 
     `get_number_of_image_patches` stays upstream's: exact for `"off"`, an upper bound for the other methods.
     """
@@ -37,6 +37,7 @@ class Qwen2VLImageProcessor(Overlay):
     importance_method = settings.DEFAULTS["importance_method"]
     thresholds = settings.DEFAULTS["thresholds"]
     drop_tolerance = settings.DEFAULTS["drop_tolerance"]
+    max_language_tokens = settings.DEFAULTS["max_language_tokens"]
     last_budget_info = preprocessing.last_budget_info
 
     @overrides()
@@ -82,18 +83,16 @@ class Qwen2VLImageProcessor(Overlay):
             names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
             return self.rescale_and_normalize(patches, *(given[name] for name in names))
 
-        def resized() -> list[torch.Tensor]:
-            if not given["do_resize"]:
-                return given["images"]
+        def resize(images: Sequence[torch.Tensor], size: Any) -> list[torch.Tensor]:
+            if size is None:
+                return list(images)
             factor = given["patch_size"] * given["merge_size"]
-            batches, order = group_images_by_shape(given["images"], disable_grouping=given["disable_grouping"])
+            batches, order = group_images_by_shape(images, disable_grouping=given["disable_grouping"])
             for shape, batch in batches.items():
-                batches[shape] = self.resize(
-                    images=batch, size=given["size"], resample=given["resample"], factor=factor
-                )
+                batches[shape] = self.resize(images=batch, size=size, resample=given["resample"], factor=factor)
             return reorder_images(batches, order)
 
-        return preprocessing.preprocess(self, upstream, given, normalise, resized, lambda: _affine(self, given))
+        return preprocessing.preprocess(self, upstream, given, normalise, resize, lambda: _affine(self, given))
 
 
 def _first(made: Any) -> Any:
