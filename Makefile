@@ -17,7 +17,7 @@ FLOOR := 5.18.0
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install demo app browser test test-with test-floor test-bystanders fuzz audit lint format typecheck \
-	bench docs docs-serve pre-commit build clean
+	bench bench-gpu docs docs-serve pre-commit build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -114,6 +114,9 @@ bench: $(STAMP) ## the speed benchmarks that a CPU can do in ten minutes, into B
 	$(BIN)/python -m benchmarks.vision_tower --depth 2 --sizes '1 MP' --repeats 3 --output $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.generate --images 512 --repeats 3 --output $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.retention --output $(BENCH_OUTPUT)
+
+bench-gpu: $(STAMP) ## the tests and the speed benchmarks that need an NVIDIA GPU, into BENCH_OUTPUT/gpu: some ten minutes
+	PYTHON=$(abspath $(BIN))/python benchmarks/gpu.sh $(BENCH_OUTPUT)/gpu
 
 docs: $(STAMP) ## build the documentation into site/; a warning is an error
 	$(BIN)/sphinx-build -c docs -W --keep-going --quiet . site

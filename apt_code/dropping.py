@@ -123,6 +123,7 @@ def _walk(images: Tensor, layouts: Sequence[PatchLayout], tolerance: float, patc
             f"a patch of {side} px with drop_tolerance: expected at most {LARGEST_SIDE} px; build the layout with "
             f"fewer scales, or pass {OFF!r} to drop nothing"
         )
+    images = images.detach().cpu()  # one copy: the walk takes its steps one by one, which a GPU would wait for
     if can_compile(images):
         from apt_code import dropping_kernel
 
@@ -141,8 +142,8 @@ def _walk(images: Tensor, layouts: Sequence[PatchLayout], tolerance: float, patc
 
 
 def _keep_unlike(image: Tensor, layout: PatchLayout, tolerance: float, patch_size: int) -> _Walk:
-    """As `dropping_kernel.keep_unlike`, for any pixels on any device, one unit after the other."""
-    exact, unit = image.detach(), 1
+    """As `dropping_kernel.keep_unlike`, for any pixels, one unit after the other."""
+    exact, unit = image, 1
     if exact.is_floating_point():
         exact, unit = (exact.double() * FIXED_POINT).round(), FIXED_POINT
     exact = exact.to(torch.int64)

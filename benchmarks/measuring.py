@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: photos, fair timing, and a report of JSON, table and plot.
+"""What the speed benchmarks share: pictures, fair timing, and a report of JSON, table and plot.
 
 Every case is timed next to upstream's in the same run: after a warm-up, the cases take turns, so that whatever else
 the machine does hits all of them alike. Medians are reported, and the ratio to upstream's median.
@@ -10,21 +10,23 @@ import gc
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 import transformers_apt
+from transformers_apt.models.settings import DEFAULTS
 
 METHODS: dict[str, dict[str, Any]] = {
     "upstream": {"patch_selection_method": "off"},
@@ -59,6 +61,32 @@ def budgets(alphas: Sequence[float], importance_method: str) -> dict[str, dict[s
     return settings
 
 
+def named_settings(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Upstream, and settings given as JSON, by the name they have in tables.
+
+    Raises:
+        ValueError: text that is no JSON object, or names a setting that there is not.
+    """
+    settings: dict[str, dict[str, Any]] = {UPSTREAM: METHODS[UPSTREAM]}
+    for text in given:
+        try:
+            setting = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--setting {text}: not JSON ({error})") from error
+        unknown = set(setting) - set(DEFAULTS) if isinstance(setting, dict) else {text}
+        if unknown:
+            raise ValueError(f"--setting {text}: expected an object with some of {list(DEFAULTS)}, not {unknown}")
+        settings[name_of(setting)] = setting
+    return settings
+
+
+def name_of(setting: Mapping[str, Any]) -> str:
+    """`{"patch_selection_method": "v1", "thresholds": [16, 16]}` -> `"v1 thresholds [16, 16]"`."""
+    plain = ("patch_selection_method", "alpha", "importance_method")
+    words = [f"{setting[name]}" for name in plain if name in setting]
+    return " ".join(words + [f"{name} {value}" for name, value in setting.items() if name not in plain])
+
+
 def unlimited(patch_size: int = 14) -> dict[str, int]:
     """An image processor's `size` that leaves large images large: up to Qwen2-VL's documented 16,384 tokens."""
     cell = (2 * patch_size) ** 2
@@ -74,20 +102,58 @@ def photo(width: int, height: int, path: Path | None = None) -> Image.Image:
     return Image.fromarray(load_sample_image("china.jpg")).resize((width, height), Image.Resampling.LANCZOS)
 
 
+def document(width: int, height: int) -> Image.Image:
+    """A page in two columns: a title, paragraphs of small type, a table with rules, and empty margins."""
+    chance = random.Random(0)
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    margin, gap = width // 14, width // 30
+    column = (width - 2 * margin - gap) // 2
+    small, large = (ImageFont.load_default(size) for size in (17, 40))
+    draw.text((margin, margin // 2), "Quarterly report on the condition of bridges", "black", large)
+
+    def paragraph(x: int, y: int, lines: int) -> int:
+        for _ in range(lines):
+            line = ""
+            while draw.textlength(line, small) < column - 60:
+                line += "".join(chance.choices("aeinorstlcdum", k=chance.randint(2, 9))) + " "
+            draw.text((x, y), line, (20, 20, 20), small)
+            y += 25
+        return y + 30
+
+    for x in (margin, margin + column + gap):
+        y = margin + 60
+        while y + 7 * 25 < height - margin:
+            y = paragraph(x, y, chance.randint(4, 7))
+            if chance.random() < 0.4 and y + 6 * 34 < height - margin:
+                for _ in range(5):
+                    draw.line((x, y, x + column, y), (120, 120, 120))
+                    for cell in range(4):
+                        draw.text((x + cell * column // 4 + 8, y + 8), str(chance.randint(10, 9999)), "black", small)
+                    y += 34
+                y += 40
+    return page
+
+
 def take_turns(
     cases: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2, label: str = ""
 ) -> dict[str, float]:
     """Median milliseconds of each case, over `repeats` rounds in which every case runs once."""
     times: dict[str, list[float]] = {name: [] for name in cases}
-    for round_ in tqdm(range(warmup + repeats), desc=label, leave=False):
-        for name, work in cases.items():
-            gc.collect()
-            synchronise()
-            start = time.perf_counter()
-            work()
-            synchronise()
-            if round_ >= warmup:
-                times[name].append((time.perf_counter() - start) * 1e3)
+    gc.collect()
+    gc.freeze()  # going through all of transformers' objects takes longer than many a case
+    try:
+        for round_ in tqdm(range(warmup + repeats), desc=label, leave=False):
+            for name, work in cases.items():
+                gc.collect()
+                synchronise()
+                start = time.perf_counter()
+                work()
+                synchronise()
+                if round_ >= warmup:
+                    times[name].append((time.perf_counter() - start) * 1e3)
+    finally:
+        gc.unfreeze()
     return {name: statistics.median(found) for name, found in times.items()}
 
 
@@ -111,8 +177,15 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
         "python": platform.python_version(),
         "transformers-apt": transformers_apt.__version__,
-        **{name: version(name) for name in ("torch", "torchvision", "transformers")},
+        **{name: _version(name) for name in ("torch", "torchvision", "transformers", "numpy", "numba")},
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def report(

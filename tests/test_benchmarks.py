@@ -1,12 +1,16 @@
 """The benchmarks take any family: their random models have the shapes they are named after, and checkpoints run."""
 
 import json
+import subprocess
+import warnings
+from pathlib import Path
 
 import pytest
 import typer
 
 import transformers_apt
-from benchmarks import generate, retention, vision_tower
+from benchmarks import generate, gpu_preprocessing, gpu_tables, retention, vision_tower
+from benchmarks.measuring import document, named_settings
 from benchmarks.random_models import SMALL, config_of, shortened, sizes_of
 from transformers_apt.embedded.tiny_checkpoint import save_checkpoint
 from transformers_apt.models.flops import PUBLISHED, shape_of
@@ -67,6 +71,66 @@ def test_the_first_token_of_a_checkpoint(checkpoint, tmp_path, monkeypatch):
     generate.main(model=folder, alphas=[0.3], repeats=1, output=tmp_path)
     rows = _rows(tmp_path, "generate")["rows"]
     assert [row["family"] for row in rows] == [family] * 2 and rows[1]["patches"] < rows[0]["patches"]
+
+
+def test_settings_as_json_beside_a_downscale_to_as_many_tokens(checkpoint, tmp_path, monkeypatch, capsys):
+    family, folder = checkpoint
+    monkeypatch.setattr(generate, "IMAGES", {"1080p": (640, 480)})
+    budget = '{"patch_selection_method": "budget", "alpha": 0.2, "importance_method": "upsample_mse"}'
+    like = "budget 0.2 upsample_mse"
+    generate.main(
+        model=folder, setting=[budget], downscaled_like=[like], kind=["document"], repeats=1, output=tmp_path
+    )
+    rows = _rows(tmp_path, "generate")["rows"]
+    assert [row["method"] for row in rows] == ["upstream", like, f"downscaled like {like}"]
+    upstream, ours, rival = rows
+    assert ours["image tokens"] < 0.6 * upstream["image tokens"]
+    assert rival["image tokens"] == pytest.approx(ours["image tokens"], rel=0.1)
+    for row in rows:
+        assert row["reached"] == pytest.approx(row["tower speed-up"] / row["ceiling (FLOPs)"])
+        assert row["preprocess there"] is None is row["speed-up there"]  # no GPU took part
+    capsys.readouterr()
+    gpu_tables.main(tmp_path)
+    printed = capsys.readouterr().out
+    assert "**generate**" in printed and f"| {family} {folder} | 1080p | document | {like} |" in printed
+
+
+def test_settings_that_there_are_not():
+    for text, said in (("{", "not JSON"), ("[1]", "expected an object"), ('{"alpa": 1}', "not {'alpa'}")):
+        with pytest.raises(ValueError, match=said):
+            named_settings([text])
+    with pytest.raises(typer.BadParameter, match="--downscaled-like"):
+        generate.main(downscaled_like=["v1"])
+
+
+def test_preprocessing_where_there_is_no_gpu_to_wait_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_preprocessing, "SIZES", {"512": (112, 84)})
+    setting = '{"patch_selection_method": "budget", "alpha": 0.3}'
+    gpu_preprocessing.main(sizes=["512"], setting=[setting], device="cpu", repeats=1, output=tmp_path)
+    rows = _rows(tmp_path, "gpu_preprocessing")["rows"]
+    assert [row["method"] for row in rows] == ["upstream", "budget 0.3"] * 2
+    assert {row["waits"] for row in rows} == {0} and rows[1]["patches"] < rows[0]["patches"]
+
+
+def test_waits_are_counted_by_line():
+    def work():
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    ((place, count),) = gpu_preprocessing.waits(work).items()
+    assert count == 3 and place.rpartition(":")[0].endswith("tests/test_benchmarks.py")
+
+
+def test_a_document_has_type_and_paper():
+    grey = document(1920, 1080).convert("L")
+    paper, ink = grey.histogram()[255], sum(grey.histogram()[:60])
+    assert paper > 0.5 * 1920 * 1080 and ink > 0.03 * 1920 * 1080
+
+
+def test_the_gpu_script_is_a_script():
+    """A GPU is seldom at hand; `DEVICE=cpu QUICK=1 benchmarks/gpu.sh FOLDER` tries the steps themselves."""
+    subprocess.run(["bash", "-n", Path(gpu_tables.__file__).with_name("gpu.sh")], check=True)
 
 
 def test_retention_of_a_checkpoints_image_processor(checkpoint, tmp_path, monkeypatch):

@@ -284,7 +284,7 @@ def test_to_masks_refuses_to_lose_patches():
         layout_of((4, 4), GOOD).to_masks(14, 1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: compares layouts there with the CPU's")
+@pytest.mark.cuda
 @given(tiling=tilings(even=True))
 def test_cuda_gives_the_same_views(tiling):
     grid, patches = tiling

@@ -178,9 +178,7 @@ def test_layouts_for_other_images_are_refused(grids, message):
         pack_patches(torch.zeros(2, 3, 56, 60), [PatchLayout.uniform(grid) for grid in grids], 14)
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a CUDA device: compares packed patches with the CPU's"
-)
+@pytest.mark.cuda
 @given(batch=batches())
 def test_cuda_packs_the_same_bits(batch):
     images, layouts, side = batch

@@ -406,7 +406,7 @@ def test_maps_of_another_number_of_scales_are_refused():
         PatchTokenizer(3).construct_masks(maps)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: compares its results with the CPU's")
+@pytest.mark.cuda
 @pytest.mark.parametrize("method", sorted(IMPORTANCE_METHODS))
 def test_cuda_gives_the_same_patches(method):
     images = pictures(130, 118, batch=3)

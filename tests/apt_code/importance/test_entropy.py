@@ -157,9 +157,7 @@ def test_refusals_name_the_value(images, options, message):
         compute_patch_entropy_batched(images, **options)
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a CUDA device: compares the GPU's bits with the CPU's"
-)
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_cuda_gives_the_same_bits(dtype):
     images = torch.stack([picture(130, 118, seed=seed) for seed in range(3)]).to(dtype)

@@ -195,9 +195,7 @@ def test_refusals(method):
         METHODS[method](torch.full((1, 3, 28, 28), -math.inf))
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a CUDA device: compares the GPU's bits with the CPU's"
-)
+@pytest.mark.cuda
 @pytest.mark.parametrize("method", METHODS)
 def test_cuda_gives_the_same_bits(method):
     images = torch.stack([picture(130, 118, seed=seed) for seed in range(3)])

@@ -103,7 +103,7 @@ def test_maps_that_form_no_pyramid_are_refused(maps, message):
             select()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: compares its tilings with the CPU's")
+@pytest.mark.cuda
 @given(maps=pyramids, alpha=fractions)
 def test_cuda_gives_the_same_tilings(maps, alpha):
     assume(len(maps) == 3)
