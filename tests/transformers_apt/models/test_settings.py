@@ -191,7 +191,7 @@ def test_a_processor_can_be_pickled(processor, prompt, half_plain):
 
 
 BAD_SETTINGS = [
-    ({"patch_selection_method": "v3"}, ["'v3'", "'v1', 'v2', 'budget', 'joint', 'off'"]),
+    ({"patch_selection_method": "v3"}, ["'v3'", "'v1', 'v2', 'budget', 'joint', 'fit', 'off'"]),
     ({"importance_method": "magic"}, ["'magic'", "'entropy', 'laplacian', 'upsample_l4', 'upsample_mse'"]),
     ({"patch_selection_method": "budget", "alpha": 1.5}, ["alpha=1.5", "0 <= alpha <= 1"]),
     ({"patch_selection_method": "budget", "alpha": -0.1}, ["alpha=-0.1", "0 <= alpha <= 1"]),
