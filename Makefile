@@ -13,11 +13,12 @@ APP_ARGS ?=
 TEST_ARGS ?=
 COVERAGE_MIN ?= 95
 BENCH_OUTPUT ?= runs/bench
+READING_ARGS ?=
 FLOOR := 5.18.0
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install demo app browser test test-with test-floor test-bystanders fuzz audit lint format typecheck \
-	bench bench-gpu docs docs-serve pre-commit build clean
+	bench bench-gpu bench-reading docs docs-serve pre-commit build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,15 +52,20 @@ browser: ## install Chromium for the web page's tests, where it is missing and a
 test: $(STAMP) browser ## run the tests with coverage; some of them: make test TEST_ARGS="-k hook" COVERAGE_MIN=0
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(TEST_ARGS)
 
-# Programs that live in one environment with this package. Each has its own, which finds torch and the rest in the main
-# one behind it and adds what tests/bystanders/requirements names; nothing else, so that no program's range moves a pin.
-BYSTANDERS := trl sentence-transformers llamafactory ms-swift lmms-eval qwen-vl-utils
-
-$(VENV)-bystander-%/.installed: $(STAMP) tests/bystanders/requirements/%.txt
+# An environment that finds torch and the rest in the main one behind it.
+define LAYER
 	rm -rf $(@D)
 	$(BIN)/python -m venv --without-pip $(@D)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main_environment.pth"
+endef
+
+# Programs that live in one environment with this package. Each has its own, over the main one, which adds what
+# tests/bystanders/requirements names; nothing else, so that no program's range moves a pin.
+BYSTANDERS := trl sentence-transformers llamafactory ms-swift lmms-eval qwen-vl-utils
+
+$(VENV)-bystander-%/.installed: $(STAMP) tests/bystanders/requirements/%.txt
+	$(LAYER)
 	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/bystanders/requirements/$*.txt || \
 		{ echo "test-bystanders FAILED: $* cannot be installed, so it was not tested. It needs the package index."; exit 1; }
 	@touch $@
@@ -117,6 +123,17 @@ bench: $(STAMP) ## the speed benchmarks that a CPU can do in ten minutes, into B
 
 bench-gpu: $(STAMP) ## the tests and the speed benchmarks that need an NVIDIA GPU, into BENCH_OUTPUT/gpu: some ten minutes
 	PYTHON=$(abspath $(BIN))/python benchmarks/gpu.sh $(BENCH_OUTPUT)/gpu
+
+# The recogniser and what it needs, at the versions of constraints.txt, over the main environment.
+READER := rapidocr-onnxruntime flatbuffers onnxruntime opencv-python-headless protobuf pyclipper shapely six
+
+$(VENV)-reading/.installed: $(STAMP)
+	$(LAYER)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(READER) --constraint constraints.txt
+	@touch $@
+
+bench-reading: $(VENV)-reading/.installed ## what two pretrained readers still read under each setting, into runs/reading
+	$(VENV)-reading/bin/python -m benchmarks.reading $(READING_ARGS)
 
 docs: $(STAMP) ## build the documentation into site/; a warning is an error
 	$(BIN)/sphinx-build -c docs -W --keep-going --quiet . site

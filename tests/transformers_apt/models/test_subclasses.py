@@ -315,6 +315,7 @@ class OwnAlphaProcessor(Qwen2VLProcessor):
 
         class Mine(ProcessingKwargs, total=False):
             text_kwargs: Text
+            _defaults = {}  # noqa: RUF012  # releases before 5.24 want it
 
         self.merged = self._merge_kwargs(Mine, tokenizer_init_kwargs={}, **kwargs)
 
