@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("font_roboto", reason="pip install 'transformers-apt[bench]'")
 
 import transformers_apt
-from benchmarks.quality import candidates, evaluate, items, questions, report, settings
+from benchmarks.quality import candidates, compare, evaluate, items, questions, report, settings
 from transformers_apt.embedded.tiny_checkpoint import save_checkpoint
 
 
@@ -36,6 +36,8 @@ def _options(model, out, **changes):
         "new_tokens": 2,
         "device": "cpu",
         "dtype": "float32",
+        "processes": 1,
+        "minutes": float("inf"),
     }
     return argparse.Namespace(**(options | changes))
 
@@ -66,6 +68,19 @@ def test_downscaling_never_gets_less_than_what_it_is_compared_with(size, cells):
     found = small.width * small.height // 784
     assert cells <= found <= cells * 1.4 + 3
     assert small.width <= size[0] + 14 and small.height <= size[1] + 14
+
+
+@pytest.mark.parametrize("size", [(224, 448), (301, 260), (448, 300)])
+def test_scaling_is_what_upstream_does_at_that_many_pixels(size):
+    from transformers import Qwen2VLImageProcessor
+
+    image = Image.new("RGB", size)
+    full = settings.scaled(image, 1.0)
+    small = settings.scaled(image, 0.45)
+    most = int(0.45 * full.width * full.height)
+    processor = Qwen2VLImageProcessor(size={"shortest_edge": 784, "longest_edge": most})
+    _, height, width = processor(image, patch_selection_method="off")["image_grid_thw"][0].tolist()
+    assert (small.width, small.height) == (14 * width, 14 * height) and small.width * small.height <= most
 
 
 def test_drawn_items_repeat_and_cover_every_type():
@@ -130,6 +145,34 @@ def test_evaluation_matches_sizes_and_continues(model, tmp_path, patched):
     assert (tmp_path / "results.json").read_text() == before
     with pytest.raises(ValueError, match="another model or other questions"):
         evaluate.evaluate(_options(model, tmp_path, seed=2))
+
+
+def test_several_processes_answer_alike_and_leave_cells_out(model, tmp_path, patched):
+    wanted = ["off", "v1 upsample_mse 4 RMS, drop 2*", "downscale, tokens of v1 upsample_mse 4 RMS, drop 2*"]
+    found = [
+        evaluate.evaluate(_options(model, tmp_path / str(count), settings=wanted, processes=count)) for count in (1, 2)
+    ]
+    rows = {row["name"]: row for row in found[0]["settings"]}
+    again = {row["name"]: row for row in found[1]["settings"]}
+    assert rows.keys() == again.keys() and all(rows[name]["groups"] == again[name]["groups"] for name in rows)
+    names = ["off", *(f"v1 upsample_mse 4 RMS, drop 2{rest}" for rest in ("", ", area 0.66", ", area 0.45"))]
+    tokens = [rows[name]["tokens"] for name in names]
+    assert tokens == sorted(tokens, reverse=True) and len(set(tokens)) == 4
+    kept = json.loads((tmp_path / "1" / "answers.json").read_text())
+    for name in names[1:]:
+        ours, theirs = kept[name]["tokens"], kept[f"downscale, tokens of {name}"]["tokens"]
+        assert all(a <= b for a, b in zip(ours, theirs, strict=True))
+
+
+def test_evaluation_ends_by_the_clock_and_two_are_compared(model, tmp_path, patched):
+    for name in ("before", "after"):
+        results = evaluate.evaluate(_options(model, tmp_path / name, minutes=0.0))
+        assert [row["name"] for row in results["settings"]] == ["off"]
+    text = compare.compare(tmp_path / "before", tmp_path / "after")
+    assert "| off | +0.0 (+0.0 to +0.0) |" in text
+    evaluate.evaluate(_options(model, tmp_path / "other", minutes=0.0, seed=2))
+    with pytest.raises(ValueError, match="the same --count and --seed"):
+        compare.compare(tmp_path / "before", tmp_path / "other")
 
 
 def test_own_questions(model, tmp_path, patched):

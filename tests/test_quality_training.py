@@ -151,6 +151,8 @@ def test_unknown_kind_and_split_are_refused():
         {"patch_selection_method": "budget", "alpha": 0.4, "importance_method": "upsample_mse"},
         {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [100.0, 100.0]},
         {"patch_selection_method": "v2", "alpha": 0.8},
+        {"importance_method": "upsample_mse", "thresholds": [16.0, 16.0], "drop_tolerance": 2.0},
+        {"patch_selection_method": "budget", "alpha": 0.6, "importance_method": "upsample_mse", "drop_tolerance": 4.0},
     ],
 )
 def test_fast_forward_on_mixed_patches_is_the_products_forward(processor, samples, selection):
@@ -186,7 +188,8 @@ def test_training_continues_where_it_stopped_and_exports_a_checkpoint(tmp_path, 
     phase = train.PHASES[1]
     for name, stops in (("twice", (1, None)), ("once", (None,))):
         for stop in stops:
-            train.train(train.Trainer(tmp_path / name, 0, phase), 3, 0, 256, 100, stop)
+            plan = train.Plan(3, 0, patches=256, watch_every=100, stop=stop, workers=2)
+            train.train(train.Trainer(tmp_path / name, 0, phase), plan)
     twice, once = (train.Trainer(tmp_path / name, 0, phase) for name in ("twice", "once"))
     assert (twice.step, twice.images) == (once.step, once.images) and twice.step == 3
     for (name, found), expected in zip(twice.model.named_parameters(), once.model.parameters(), strict=True):
@@ -199,3 +202,31 @@ def test_training_continues_where_it_stopped_and_exports_a_checkpoint(tmp_path, 
     for name, found in loaded.state_dict().items():
         assert torch.equal(found, once.model.state_dict()[name].bfloat16()), name
     assert "phase 1: 3 steps" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_training_starts_from_a_checkpoint_and_ends_by_the_clock(tmp_path, monkeypatch):
+    from transformers_apt import demo_model_path
+
+    monkeypatch.setattr(train, "held_out", lambda seed, count, prompter: stream.held_out(seed, 4, prompter))
+    origin = Qwen2VLForConditionalGeneration.from_pretrained(demo_model_path(), dtype=torch.float32)
+    trainer = train.Trainer(tmp_path / "run", 0, train.PHASES[2], demo_model_path())
+    for (name, found), expected in zip(trainer.model.named_parameters(), origin.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+    train.train(trainer, train.Plan(1000, 1000, patches=256, seconds=0.1))
+    again = train.Trainer(tmp_path / "run", 0, train.PHASES[2])
+    assert again.step == trainer.step < 1000 and again.seconds >= 0.1
+
+    log = tmp_path / "run" / "log.jsonl"
+    export.export([log, log, tmp_path / "run"], tmp_path / "out")
+    assert f"continued from that checkpoint: {again.step} steps" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(FileNotFoundError, match="is no checkpoint"):
+        train.Trainer(tmp_path / "other", 0, train.PHASES[2], tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_training_on_a_gpu_is_training_on_a_cpu(tmp_path, processor, samples):
+    batch = collate_mixed(samples, *SIZE, Prompter(processor.tokenizer), {"drop_tolerance": 2.0})
+    losses = [train.Trainer(tmp_path / device, 0, train.PHASES[2], device=device) for device in ("cpu", "cuda")]
+    cpu, cuda = (trainer.train_step(batch, 0.5)["answer"] for trainer in losses)
+    assert cuda == pytest.approx(cpu, rel=0.02)

@@ -7,9 +7,9 @@ Axes: b picture, h w grid of 14-px patches, n = h·w patches, m = n/4 merged cel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -52,6 +52,16 @@ class Batch:
     positions: Tensor | None = None  # (3, b, l) int64, M-RoPE
     types: list[list[str]] | None = None  # question types of each picture, in order
     mixed: Mixed | None = None  # None: uniform patches
+
+    def to(self, device: str) -> Batch:
+        """The same batch with its tensors on a device."""
+        mixed = self.mixed and replace(self.mixed, **_moved(self.mixed, device))
+        return replace(self, **_moved(self, device), mixed=mixed)
+
+
+def _moved(batch: Batch | Mixed, device: str) -> dict[str, Any]:
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def to_patches(image: np.ndarray) -> np.ndarray:

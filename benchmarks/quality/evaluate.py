@@ -11,6 +11,7 @@ import argparse
 import fnmatch
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -20,71 +21,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.quality.candidates import extra_importance
-from benchmarks.quality.items import Item, fingerprint, from_file, generated, normalise
+from benchmarks.quality.asking import Asking, Task, answering, items_of
+from benchmarks.quality.items import Item, fingerprint, normalise
 from benchmarks.quality.report import add_compute, markdown, paired, plot, summary
-from benchmarks.quality.settings import Setting, downscaled, standard
+from benchmarks.quality.settings import Setting, standard
 
 
-class Subject:
-    """A checkpoint, answering questions under one setting after another."""
-
-    def __init__(self, folder: str, device: str, dtype: str, new_tokens: int) -> None:
-        import transformers_apt
-
-        transformers_apt.apply()
-        from transformers_apt.embedded.asking import load_checkpoint
-
-        self.model, self.processor = load_checkpoint(folder, device, dtype)
-        image_processor = self.processor.image_processor
-        self.cell = image_processor.patch_size * image_processor.merge_size
-        self.processor.tokenizer.padding_side = "left"
-        self.new_tokens = new_tokens
-
-    def answer(self, images: list[Image.Image], questions: list[str], images_kwargs: dict[str, Any]):
-        """(answers, vision patches, language tokens), each one per picture."""
-        texts = [
-            self.processor.apply_chat_template(
-                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
-                add_generation_prompt=True,
-            )
-            for question in questions
-        ]
-        inputs = self.processor(
-            text=texts, images=images, images_kwargs=images_kwargs, padding=True, return_tensors="pt"
-        ).to(self.model.device)
-        grids = inputs["image_grid_thw"]
-        patches = inputs.get("image_patch_counts", grids.prod(-1)).tolist()
-        tokens = (inputs["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
-        with torch.inference_mode():
-            out = self.model.generate(**inputs, max_new_tokens=self.new_tokens, do_sample=False)
-        new = out[:, inputs["input_ids"].shape[1] :]
-        return self.processor.batch_decode(new, skip_special_tokens=True), patches, tokens
-
-
-def run_setting(subject: Subject, items: list[Item], setting: Setting, sizes: dict[str, Any], batch: int):
+def run_setting(asking: Asking, items: list[Item], setting: Setting, sizes: dict[str, Any], batch: int):
     """Asks every question under one setting: answers, patches, tokens per item, and the seconds it took."""
     order = sorted(range(len(items)), key=lambda index: items[index].load().size)
     answers, patches, tokens = [""] * len(items), [0] * len(items), [0] * len(items)
+    least = None if setting.like is None else sizes[setting.like][setting.equal]
     began = time.perf_counter()
-    for start in tqdm(range(0, len(order), batch), desc=setting.name, leave=False, mininterval=5):
+    tasks: list[Task] = []
+    for start in reversed(range(0, len(order), batch)):  # the large ones first: processes then end together
         chosen = order[start : start + batch]
-        images = [items[index].load() for index in chosen]
-        if setting.like is not None:
-            whole = sizes[setting.like][setting.equal]
-            per_cell = 4 if setting.equal == "patches" else 1
-            cell = subject.cell
-            images = [
-                downscaled(image, -(-whole[index] // per_cell), cell)
-                for image, index in zip(images, chosen, strict=True)
-            ]
-        kwargs = dict(setting.images_kwargs)
-        if setting.like is not None:
-            kwargs["size"] = {"shortest_edge": cell**2, "longest_edge": cell**2 * 16384}
-        found = subject.answer(images, [items[index].question for index in chosen], kwargs)
+        tasks.append((setting, chosen, least and [least[index] for index in chosen]))
+    done = zip(tasks, asking(tasks), strict=True)
+    for (_, chosen, _), found in tqdm(done, desc=setting.name, total=len(tasks), leave=False, mininterval=5):
         for index, answer, patch_count, token_count in zip(chosen, *found, strict=True):
             answers[index], patches[index], tokens[index] = answer, patch_count, token_count
     return answers, patches, tokens, time.perf_counter() - began
@@ -183,6 +139,7 @@ def _meta(options: argparse.Namespace, items: list[Item]) -> dict[str, Any]:
         "dtype": options.dtype,
         "device": platform.processor() or platform.machine() if options.device == "cpu" else options.device,
         "threads": torch.get_num_threads(),
+        "processes": options.processes,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
@@ -192,9 +149,8 @@ _IDENTITY = ("weights", "data", "dtype")
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    items = (
-        from_file(options.questions, options.images) if options.questions else generated(options.count, options.seed)
-    )
+    began = time.monotonic()
+    items = items_of(options)
     wanted = [setting for setting in standard() if _chosen(setting, options.settings)]
     if not wanted:
         names = [setting.name for setting in standard()]
@@ -210,13 +166,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     answers_file = options.out / "answers.json"
     kept_answers = json.loads(answers_file.read_text(encoding="utf-8")) if answers_file.exists() else {}
     done = {row["name"] for row in results["settings"]} & set(kept_answers)
-    subject = Subject(options.model, options.device, options.dtype, options.new_tokens)
     order = {setting.name: index for index, setting in enumerate(standard())}
-    with extra_importance():
+    with answering(options, items) as asking:
         for setting in tqdm([setting for setting in wanted if setting.name not in done], desc="settings"):
+            if results["settings"] and time.monotonic() - began > 60 * options.minutes:
+                tqdm.write(f"{options.minutes:g} minutes are over: the rest is left for the next call")
+                break
             if setting.like is not None and setting.like not in kept_answers:
                 raise ValueError(f"{setting.name!r} needs {setting.like!r} first: add it to --settings")
-            answers, patches, tokens, seconds = run_setting(subject, items, setting, kept_answers, options.batch)
+            answers, patches, tokens, seconds = run_setting(asking, items, setting, kept_answers, options.batch)
             kept_answers[setting.name] = {"answers": answers, "patches": patches, "tokens": tokens}
             row = {
                 "name": setting.name,
@@ -269,6 +227,8 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--processes", type=int, default=1, help="how many answer at once")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further setting after so many")
     parser.add_argument("--threads", type=int, default=1, help="compute threads on a CPU")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,7 +1,8 @@
 """Writes a training run as a checkpoint folder: `python -m benchmarks.quality.export --run runs/phase1 --out FOLDER`.
 
-Of several runs, the last one's weights; the card tells of all: `--run runs/phase1 runs/phase2`. The weights are stored
-in bfloat16: that is how the training forward used them, so nothing it learned is rounded away.
+Of several runs, the last one's weights; the card tells of all: `--run runs/phase1 runs/phase2`. A run of which only
+its log is left is named by that: `--run docs/quality/phase1_training.jsonl ...`. The weights are stored in bfloat16:
+that is how the training forward used them, so nothing it learned is rounded away.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ pipeline_tag: image-text-to-text
 ---
 # A small Qwen2-VL that reads codes
 
-`Qwen2VLForConditionalGeneration` with {parameters:.2f} million parameters, trained from scratch by this project, on
-one CPU core, on drawn scenes only. It answers four kinds of question about them: "Read the code.", "What colour is the
+`Qwen2VLForConditionalGeneration` with {parameters:.2f} million parameters, trained from scratch by this project,
+on drawn scenes only. It answers four kinds of question about them: "Read the code.", "What colour is the
 circle?", "How many squares are there?", "Where is the sign?". It knows nothing else and is of no use elsewhere: it
 exists to measure what adaptive patches cost in answers, and to make the demonstration read something.
 
@@ -37,24 +38,27 @@ exists to measure what adaptive patches cost in answers, and to make the demonst
 """
 
 
-_PATCHES = {
-    1: "on upstream's uniform 14-px patches; never a coarse one",
-    2: "on under random selection settings, one batch in three uniform",
-}
+_PHASES = (
+    "phase 1: {}, on upstream's uniform 14-px patches; never a coarse one",
+    "phase 2: {}, on under random selection settings and, between them, on uniform patches",
+    "phase 2 continued from that checkpoint: {}, with cells left out as well",
+)
 
 
 def export(runs: list[Path], out: Path) -> Path:
     """Saves the last run's model and processor, with a model card that says where they come from."""
-    for run in runs:
-        if not (run / "state.pt").exists():
-            raise FileNotFoundError(f"{run} has no state.pt: train first with `python -m benchmarks.quality.train`")
+    if not 1 <= len(runs) <= len(_PHASES):
+        raise ValueError(f"{len(runs)} runs, expected 1 to {len(_PHASES)}: phase 1, phase 2, and phase 2 continued")
+    if not (runs[-1] / "state.pt").exists():
+        raise FileNotFoundError(f"{runs[-1]} has no state.pt: train first with `python -m benchmarks.quality.train`")
     trainer = Trainer(runs[-1], seed=0, phase=PHASES[1])
     trainer.model.to(torch.bfloat16).save_pretrained(out)
     trainer.processor.save_pretrained(out)
     history = []
-    for phase, run in enumerate(runs, 1):
-        last = json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        history.append(f"  - phase {phase}: {last['step']} steps, {last['images']} pictures, {_PATCHES[phase]}")
+    for phase, run in zip(_PHASES, runs, strict=False):
+        log = run if run.is_file() else run / "log.jsonl"
+        last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        history.append("  - " + phase.format(f"{last['step']} steps, {last['images']} pictures"))
     card = _CARD.format(
         parameters=trainer.model.num_parameters() / 1e6,
         megabytes=sum(file.stat().st_size for file in out.glob("*.safetensors")) / 1e6,
@@ -66,7 +70,9 @@ def export(runs: list[Path], out: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, nargs="+", default=[Path("runs/phase1")], help="phase 1, then phase 2")
+    parser.add_argument(
+        "--run", type=Path, nargs="+", default=[Path("runs/phase1")], help="phase 1, phase 2, 2 continued"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     print(export(options.run, options.out))

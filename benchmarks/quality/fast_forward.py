@@ -1,4 +1,4 @@
-"""Qwen2-VL's forward pass for pictures of one size, written for training on one CPU core.
+"""Qwen2-VL's forward pass for pictures of one size, written for training a small model on one CPU core or a GPU.
 
 It computes what `Qwen2VLForConditionalGeneration` computes, with the same parameters (a test compares them); the
 difference is speed: attention runs batched over pictures, products run in bfloat16, both frames of a still picture go
@@ -35,10 +35,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def _uniform_centres(grid: tuple[int, int]) -> Tensor:
+def _uniform_centres(grid: tuple[int, int], device: torch.device) -> Tensor:
     """(n, 2) rows and columns of a uniform grid in canonical order."""
     height, width = grid
-    row, col = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    row, col = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     # (h/2, 2, w/2, 2) -> (h/2, w/2, 2, 2)
     row, col = (x.reshape(height // 2, 2, width // 2, 2).transpose(1, 2).reshape(-1) for x in (row, col))
     return torch.stack([row, col], -1).float()
@@ -47,7 +47,7 @@ def _uniform_centres(grid: tuple[int, int]) -> Tensor:
 def _vision_angles(centres: Tensor, head_dim: int, theta: float) -> Tensor:
     """(..., n, 2) centres -> (..., n, head_dim/2) angles of 2-D RoPE: first those of the rows, then the columns."""
     half = head_dim // 2
-    frequency = 1.0 / theta ** (torch.arange(0, half, 2).float() / half)
+    frequency = 1.0 / theta ** (torch.arange(0, half, 2, device=centres.device).float() / half)
     return (centres[..., None] * frequency).flatten(-2)
 
 
@@ -94,19 +94,21 @@ def tower(w: Weights, config, batch: Batch, proportional: bool = False) -> Tenso
     vision, kernel = config.vision_config, w["model.visual.patch_embed.proj.weight"]
     patches, mixed = batch.patches, batch.mixed
     b, n, _ = patches.shape
-    dtype = kernel.dtype
-    scale = 1 / 255 / torch.tensor(_STD)
-    shift = -torch.tensor(_MEAN) / torch.tensor(_STD)
+    dtype, device = kernel.dtype, patches.device
+    mean, std = torch.tensor(_MEAN, device=device), torch.tensor(_STD, device=device)
+    scale, shift = 1 / 255 / std, -mean / std
     pixels = patches.to(torch.float32).view(b, n, 3, -1) * scale[:, None] + shift[:, None]
     # the frames of a still picture are equal: (e, c, t, p, p) -> (e, c·p·p)
     x = F.linear(pixels.to(dtype).flatten(2), kernel.sum(2).flatten(1))
     head_dim = vision.embed_dim // vision.num_heads
-    centres = _uniform_centres(batch.grid) if mixed is None else mixed.centres[:, None]  # (n, 2) or (b, 1, n, 2)
+    centres = (
+        _uniform_centres(batch.grid, device) if mixed is None else mixed.centres[:, None]
+    )  # (n, 2) or (b, 1, n, 2)
     angles = _vision_angles(centres, head_dim, vision.rope_parameters["rope_theta"])
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     mask = None
     if mixed is not None and (proportional or not mixed.valid.all()):
-        weight = 2 * mixed.sizes.float().log() if proportional else torch.zeros(())
+        weight = 2 * mixed.sizes.float().log() if proportional else torch.zeros((), device=device)
         mask = torch.where(mixed.valid, weight, -1e4)[:, None, None].to(dtype)  # (b, 1, 1, n)
     for index in range(vision.depth):
         p = [w[f"model.visual.blocks.{index}.{name}"] for name in _VISION_NAMES]
@@ -116,14 +118,15 @@ def tower(w: Weights, config, batch: Batch, proportional: bool = False) -> Tenso
     if mixed is None:
         x = x.view(b, n // 4, -1)
     else:  # (b, n, e) -> (b, t, 4, e): a coarse patch stands in all four places
-        x = x[torch.arange(b)[:, None, None], mixed.sources].flatten(2)
+        x = x[torch.arange(b, device=device)[:, None, None], mixed.sources].flatten(2)
     x = F.gelu(F.linear(x, w[name + "mlp.0.weight"], w[name + "mlp.0.bias"]))
     return F.linear(x, w[name + "mlp.2.weight"], w[name + "mlp.2.bias"])
 
 
 def _text_angles(positions: Tensor, head_dim: int, rope: dict) -> Tensor:
     """(3, b, l) positions -> (b, 1, l, head_dim/2) angles, frequencies shared out between time, row and column."""
-    frequency = 1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
+    frequency = 1.0 / rope["rope_theta"] ** exponents
     parts = (positions[..., None].float() * frequency).split(rope["mrope_section"], -1)
     return torch.cat([part[index % 3] for index, part in enumerate(parts)], -1)[:, None]
 
@@ -166,10 +169,12 @@ def answer_logits(
         places = (batch.ids == config.image_token_id).nonzero(as_tuple=True)
         x = x.index_put(places, merged[batch.mixed.tokens])
     length = batch.ids.shape[1]
-    mask = torch.full((length, length), -1e4, dtype=x.dtype).triu(1)
+    mask = torch.full((length, length), -1e4, dtype=x.dtype, device=x.device).triu(1)
     if proportional and batch.mixed is not None:
         sizes = batch.mixed.sizes.gather(1, batch.mixed.sources[..., 0])[batch.mixed.tokens]
-        weight = torch.zeros(batch.ids.shape).index_put(places, 2 * (sizes.float() / 2).clamp(min=1).log())
+        weight = torch.zeros(batch.ids.shape, device=x.device).index_put(
+            places, 2 * (sizes.float() / 2).clamp(min=1).log()
+        )
         mask = mask + weight[:, None, None].to(x.dtype)  # (b, 1, l, l)
     angles = _text_angles(batch.positions, text.hidden_size // text.num_attention_heads, text.rope_parameters)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)

@@ -20,29 +20,38 @@ from benchmarks.quality.questions import Question
 
 
 def draw_selection(rng: np.random.Generator) -> dict[str, Any] | None:
-    """A random setting, or None, one time in three, for upstream's uniform patches.
+    """A random setting, or None, two times in five, for upstream's uniform patches.
 
-    A budget, joint or not, from a tenth of the patches up under any importance, a threshold on the
-    reconstruction error from 4 to 40 grey levels, one on the entropy, or a multiple of its mean.
+    A threshold on what averaging loses, from 3 to 24 grey levels; a budget, joint or not, from a tenth of the patches
+    up under any importance; a threshold on the entropy, or a multiple of its mean. Two in three leave cells out.
     """
     turn = rng.random()
-    if turn < 1 / 3:
+    if turn < 0.4:
         return None
-    if turn < 0.7:
-        name = str(rng.choice(["budget", "joint"]))
-        importance = str(rng.choice(["upsample_mse", "upsample_mse", "laplacian", "entropy"]))
-        return {"patch_selection_method": name, "alpha": float(rng.uniform(0.1, 0.8)), "importance_method": importance}
+    return _draw_tiling(rng, (turn - 0.4) / 0.6) | {"drop_tolerance": _draw_tolerance(rng)}
+
+
+def _draw_tiling(rng: np.random.Generator, turn: float) -> dict[str, Any]:
+    if turn < 0.55:
+        squared = float(np.exp(rng.uniform(np.log(3), np.log(24)))) ** 2
+        name, threshold = ("upsample_mse", squared) if rng.random() < 0.6 else ("upsample_l4", 3 * squared)
+        return {"patch_selection_method": "v1", "importance_method": name, "thresholds": [threshold, threshold]}
     if turn < 0.88:
-        threshold = float(np.exp(rng.uniform(np.log(4), np.log(40)))) ** 2
-        return {
-            "patch_selection_method": "v1",
-            "importance_method": "upsample_mse",
-            "thresholds": [threshold, threshold],
-        }
+        name = str(rng.choice(["budget", "joint"]))
+        importance = str(rng.choice(["upsample_mse", "upsample_mse", "upsample_l4", "laplacian", "entropy"]))
+        return {"patch_selection_method": name, "alpha": float(rng.uniform(0.1, 0.8)), "importance_method": importance}
     if turn < 0.95:
         thresholds = [float(rng.uniform(2, 5)), float(rng.uniform(1, 4))]
         return {"patch_selection_method": "v1", "thresholds": thresholds}
     return {"patch_selection_method": "v2", "alpha": float(rng.uniform(0.3, 1.5))}
+
+
+def _draw_tolerance(rng: np.random.Generator) -> float | None:
+    """The recommended 2 grey levels four times in nine, up to 4 twice, else nothing is left out."""
+    turn = rng.random()
+    if turn < 1 / 3:
+        return None
+    return 2.0 if turn < 7 / 9 else float(rng.uniform(0, 4))
 
 
 def collate_mixed(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from apt_code import PatchTokenizer
 from apt_code.visualization import reconstruct, to_picture
-from benchmarks.quality.evaluate import Subject
+from benchmarks.quality.asking import Subject
 from benchmarks.quality.items import Item, generated
 from benchmarks.quality.scenes import KINDS
 

@@ -51,7 +51,8 @@ def paired(ours: list[bool], theirs: list[bool]) -> dict[str, float]:
     return {"difference": difference, "low": difference - half, "high": difference + half}
 
 
-def _points(group: dict[str, float]) -> str:
+def points(group: dict[str, float]) -> str:
+    """A difference and its interval, in points."""
     return f"{100 * group['difference']:+.1f} ({100 * group['low']:+.1f} to {100 * group['high']:+.1f})"
 
 
@@ -108,7 +109,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines += ["", "Points ahead of downscaling on the same questions, 95 % interval in brackets.", ""]
         lines += ["| setting | against | equal | " + " | ".join(shown) + " |", "|---|---|---|" + "---:|" * len(shown)]
         for pair in pairs:
-            cells = [_points(pair["groups"][name]) for name in shown]
+            cells = [points(pair["groups"][name]) for name in shown]
             lines.append(f"| {pair['setting']} | {pair['against']} | {pair['equal']} | " + " | ".join(cells) + " |")
     return "\n".join([*head, *lines]) + "\n"
 

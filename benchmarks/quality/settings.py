@@ -18,6 +18,9 @@ ALPHAS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 V2_ALPHAS = (0.5, 1.0, 1.5)
 #: Root mean square errors in grey levels; a threshold on `upsample_mse` is the square.
 RMS = (4, 6, 8, 12, 16, 24, 32)
+#: Areas that a picture is scaled to before its tiling.
+AREAS = (0.66, 0.45)
+DROP = 2
 IMPORTANCE = ("upsample_mse", "laplacian", "entropy")
 
 
@@ -29,6 +32,7 @@ class Setting:
         name: unique.
         series: the curve it belongs to.
         images_kwargs: for the processor.
+        area: the share of its pixels that each picture is scaled to first.
         like: for `downscale`, the name of the setting whose size it matches.
         equal: in what.
     """
@@ -36,6 +40,7 @@ class Setting:
     name: str
     series: str
     images_kwargs: dict[str, Any] = field(default_factory=dict)
+    area: float = 1.0
     like: str | None = None
     equal: Literal["patches", "tokens"] | None = None
 
@@ -57,6 +62,7 @@ def standard(alphas: Sequence[float] = ALPHAS, importance: Sequence[str] = IMPOR
             options = {"importance_method": "upsample_mse", "thresholds": thresholds}
             series = f"v1 upsample_mse, {title}"
             found.append(Setting(f"v1 upsample_mse {rms} RMS, {title}", series, _method("v1", **options)))
+    found += _dropping()
     for alpha in alphas:
         for method in (*importance, *CANDIDATES):
             options = {"alpha": alpha, "importance_method": method}
@@ -66,23 +72,56 @@ def standard(alphas: Sequence[float] = ALPHAS, importance: Sequence[str] = IMPOR
         found.append(joint)
         if alpha < 1:
             budget = f"budget {importance[0]} {alpha}"  # `joint` has as many patches
-            for name, like, equal in (
+            matches: tuple[tuple[str, str, Literal["patches", "tokens"]], ...] = (
                 (f"downscale, patches of {alpha}", budget, "patches"),
                 (f"downscale, tokens of {alpha}", budget, "tokens"),
                 (f"downscale, tokens of joint {alpha}", joint.name, "tokens"),
-            ):
-                found.append(Setting(name, f"downscale, equal {equal}", _method("off"), like, equal))
+            )
+            found += [_downscale(*match) for match in matches]
     return found
+
+
+def _dropping() -> list[Setting]:
+    """What leaving cells out saves, alone and on smaller pictures, beside downscaling to as many language tokens."""
+    whole = {"importance_method": "upsample_mse", "thresholds": [16.0, 16.0]}
+    mse, dropped = "v1 upsample_mse 4 RMS", {"drop_tolerance": DROP}
+    found = [Setting(f"{mse}, drop {DROP}", "v1 upsample_mse, dropping", _method("v1", **whole, **dropped))]
+    for area in AREAS:
+        name, series = f"{mse}, drop {DROP}, area {area}", "v1 upsample_mse, dropping, smaller"
+        found.append(Setting(name, series, _method("v1", **whole, **dropped), area))
+    strokes = {"importance_method": "upsample_l4", "thresholds": [50.0, 50.0]}
+    found.append(
+        Setting(f"v1 upsample_l4 50, drop {DROP}", "v1 upsample_l4, dropping", _method("v1", **strokes, **dropped))
+    )
+    budget = {"alpha": 0.3, "importance_method": "upsample_mse"}
+    name, series = f"budget upsample_mse 0.3, drop {DROP}", "budget upsample_mse, dropping"
+    found.append(Setting(name, series, _method("budget", **budget, **dropped)))
+    return found + [_downscale(f"downscale, tokens of {name}", name) for name in (mse, *(row.name for row in found))]
+
+
+def _downscale(name: str, like: str, equal: Literal["patches", "tokens"] = "tokens") -> Setting:
+    return Setting(name, f"downscale, equal {equal}", _method("off"), like=like, equal=equal)
 
 
 def downscaled(image: Image.Image, cells: int, factor: int = 28) -> Image.Image:
     """The picture at the smallest size, of about its own shape, that has at least `cells` cells of `factor` px."""
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
     unit = factor * factor
-    full = smart_resize(image.height, image.width, factor, unit, 10**9)
+    full = _upstream_size(image, factor)
     for most in range(cells, full[0] * full[1] // unit + 1):
-        height, width = smart_resize(image.height, image.width, factor, unit, most * unit)
+        height, width = _upstream_size(image, factor, most * unit)
         if height * width >= cells * unit:
             return image.resize((width, height), Image.Resampling.BICUBIC)
     return image
+
+
+def scaled(image: Image.Image, area: float, factor: int = 28) -> Image.Image:
+    """The picture at the size that upstream gives it with `max_pixels` at a share of its full area."""
+    height, width = _upstream_size(image, factor)
+    height, width = _upstream_size(image, factor, max(factor * factor, int(area * height * width)))
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _upstream_size(image: Image.Image, factor: int, max_pixels: int = 10**9) -> tuple[int, int]:
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    return smart_resize(image.height, image.width, factor, factor * factor, max_pixels)

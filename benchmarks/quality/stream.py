@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks.quality import scenes
 from benchmarks.quality.assets import Split
@@ -45,7 +45,7 @@ PHASE1 = (
     Stage(0.82, (5, 12), (8, 48), 0.15, most=3),
     Stage(0.93, (6, 16), (8, 48), 0.0),
 )
-PHASE2 = (Stage(0.0, (4, 12), (8, 48), 0.0, mixed=True), Stage(0.6, (6, 16), (8, 48), 0.0, mixed=True))
+PHASE2 = (Stage(0.0, (5, 16), (8, 48), 0.0, mixed=True),)
 _WEIGHTS = {"photo": 0.26, "page": 0.2, "screenshot": 0.18, "chart": 0.18, "plain": 0.18}
 
 
@@ -97,15 +97,18 @@ class _Stream(IterableDataset):
         torch.set_num_threads(1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's own handler is not for this process
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        prompter = Prompter(self.tokenizer)
-        for index in range(self.start, self.steps):
+        prompter, worker = Prompter(self.tokenizer), get_worker_info()
+        turn, turns = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        for index in range(self.start + turn, self.steps, turns):
             yield make_batch(index, *self.arguments, prompter, self.stages)
 
 
-def batches(start: int, steps: int, seed: int, patches: int, tokenizer: Qwen2Tokenizer, stages=PHASE1) -> DataLoader:
-    """Batches `start` to `steps`, drawn in one other process."""
+def batches(
+    start: int, steps: int, seed: int, patches: int, tokenizer: Qwen2Tokenizer, stages=PHASE1, workers: int = 1
+) -> DataLoader:
+    """Batches `start` to `steps` in order, drawn by other processes in turn."""
     stream = _Stream(start, steps, seed, patches, tokenizer, stages)
-    return DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=8)
+    return DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=max(2, 8 // workers))
 
 
 def held_out(seed: int, count: int, prompter: Prompter, cells: tuple[int, int] = (8, 12)) -> list[Batch]:

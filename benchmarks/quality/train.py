@@ -1,10 +1,12 @@
 """Trains the benchmark's Qwen2-VL.
 
 Phase 1, from scratch on uniform patches: `python -m benchmarks.quality.train --run runs/phase1`.
-Phase 2, on under random selection settings: `python -m benchmarks.quality.train --phase 2 --run runs/phase2`.
+Phase 2, on under random selection settings: `python -m benchmarks.quality.train --phase 2 --run runs/phase2`; with
+`--origin src/transformers_apt/embedded/model` from the embedded model.
 
 Run the same command again to continue where it stopped. `--steps` may change in between: the curriculum and the
-learning rate follow the fraction of the steps that is done.
+learning rate follow the fraction of the steps that is done. With `--minutes` the learning rate follows the time where
+that runs out first.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 import signal
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +95,10 @@ class Phase:
     aux: bool  # whether the tower is also taught cell by cell
     steps: int
 
-    def lr_at(self, step: int, steps: int) -> float:
-        """Warm up, hold, then fall linearly to 3 %."""
+    def lr_at(self, step: int, fraction: float) -> float:
+        """Warm up, hold, then fall linearly to 3 %; `fraction` of the training is done."""
         rise = min(1.0, (step + 1) / self.warmup)
-        return self.lr * rise * min(1.0, max(0.03, (steps - step) / ((1 - self.hold) * steps)))
+        return self.lr * rise * min(1.0, max(0.03, (1 - fraction) / (1 - self.hold)))
 
     def aux_at(self, fraction: float) -> float:
         """Full until 75 % of the training, gone at 95 %."""
@@ -109,6 +111,19 @@ PHASES = {
 }
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How far, and with what, a run is trained."""
+
+    steps: int
+    seed: int
+    patches: int = 3072  # per step
+    watch_every: int = 250
+    stop: int | None = None  # leave after this step
+    seconds: float = math.inf  # leave after so many, those of earlier calls included
+    workers: int = 1  # processes that draw batches
+
+
 @torch.no_grad()
 def watch(model, evaluation: list[Batch]) -> dict[str, float]:
     """Share of held-out questions whose every answer token is the most likely one, by question type.
@@ -118,6 +133,7 @@ def watch(model, evaluation: list[Batch]) -> dict[str, float]:
     hits: dict[str, list[bool]] = defaultdict(list)
     w = fast_forward.weights(model, torch.bfloat16)
     for batch in evaluation:
+        batch = batch.to(model.device)
         merged = fast_forward.tower(w, model.config, batch)
         logits, labels = fast_forward.answer_logits(w, model.config, merged, batch)
         rows = (batch.labels >= 0).nonzero()[:, 0]
@@ -128,33 +144,31 @@ def watch(model, evaluation: list[Batch]) -> dict[str, float]:
 
 
 class Trainer:
-    """Model, optimizers and the place they are kept."""
+    """Model, optimizers and the place they are kept; `origin` is a run, or a checkpoint folder, to start from."""
 
-    def __init__(self, run: Path, seed: int, phase: Phase, origin: Path | None = None) -> None:
+    def __init__(self, run: Path, seed: int, phase: Phase, origin: Path | None = None, device: str = "cpu") -> None:
         self.run, self.phase = run, phase
         run.mkdir(parents=True, exist_ok=True)
         self.processor = build_processor(WORDS)
-        self.model = build_model(build_config("demo", self.processor.tokenizer), seed).train()
+        self.model = build_model(build_config("demo", self.processor.tokenizer), seed).train().to(device)
         torch.manual_seed(seed)
-        self.head = CellHead(self.model.config.text_config.hidden_size)
+        self.head = CellHead(self.model.config.text_config.hidden_size).to(device)
         self.optimizers = make_optimizers(self.model, self.head, phase.lr)
-        self.step, self.images = 0, 0
+        self.step, self.images, self.seconds = 0, 0, 0.0
         self.state = run / "state.pt"
         if self.state.exists():
             self._load()
         elif origin is not None:
-            if not (origin / "state.pt").exists():
-                raise FileNotFoundError(f"{origin} has no state.pt: train phase 1 there first, or pass --origin")
-            self.model.load_state_dict(torch.load(origin / "state.pt", weights_only=True)["model"])
+            self.model.load_state_dict(_weights(origin))
 
     def _load(self) -> None:
-        state = torch.load(self.state, weights_only=True)
+        state = torch.load(self.state, weights_only=True, map_location="cpu")
         self.model.load_state_dict(state["model"])
         self.head.load_state_dict(state["head"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         torch.set_rng_state(state["rng"])
-        self.step, self.images = state["step"], state["images"]
+        self.step, self.images, self.seconds = state["step"], state["images"], state.get("seconds", 0.0)
 
     def save(self) -> None:
         """Writes the state beside the old one, then takes its place: an interruption loses nothing."""
@@ -165,6 +179,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "step": self.step,
             "images": self.images,
+            "seconds": self.seconds,
         }
         torch.save(state, self.state.with_suffix(".new"))
         os.replace(self.state.with_suffix(".new"), self.state)
@@ -173,11 +188,13 @@ class Trainer:
         with open(self.run / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def train_step(self, batch: Batch, steps: int) -> dict[str, float]:
-        weight = self.phase.aux_at(self.step / steps)
+    def train_step(self, batch: Batch, fraction: float) -> dict[str, float]:
+        """One step, after `fraction` of the training."""
+        batch = batch.to(self.model.device)
+        weight = self.phase.aux_at(fraction)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.phase.lr_at(self.step, steps)
+                group["lr"] = self.phase.lr_at(self.step, fraction)
         w = fast_forward.weights(self.model, torch.bfloat16)
         merged = fast_forward.tower(w, self.model.config, batch)
         loss, found = merged.new_zeros((), dtype=torch.float32), {}
@@ -201,37 +218,51 @@ class Trainer:
         return found
 
 
-def train(trainer: Trainer, steps: int, seed: int, patches: int, watch_every: int, stop: int | None) -> None:
-    """Trains to `steps`, or to `stop`, or until it is asked to end (SIGTERM, Ctrl-C): then it saves and leaves."""
+def _weights(origin: Path) -> dict[str, Tensor]:
+    """The weights of a run's folder, or of a checkpoint's."""
+    if (origin / "state.pt").exists():
+        return torch.load(origin / "state.pt", weights_only=True, map_location="cpu")["model"]
+    if (origin / "config.json").exists():
+        from transformers import Qwen2VLForConditionalGeneration
+
+        return Qwen2VLForConditionalGeneration.from_pretrained(origin, dtype=torch.float32).state_dict()
+    raise FileNotFoundError(
+        f"{origin} has no state.pt and is no checkpoint: train phase 1 there first, or pass --origin"
+    )
+
+
+def train(trainer: Trainer, plan: Plan) -> None:
+    """Trains as planned, or until it is asked to end (SIGTERM, Ctrl-C): then it saves and leaves."""
     ended: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, frame: ended.append(number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        _train(trainer, steps, seed, patches, watch_every, stop, ended)
+        _train(trainer, plan, ended)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     trainer.save()
 
 
-def _train(
-    trainer: Trainer, steps: int, seed: int, patches: int, watch_every: int, stop: int | None, ended: list[int]
-) -> None:
-    tokenizer = trainer.processor.tokenizer
-    evaluation = held_out(seed, 240, Prompter(tokenizer))
+def _train(trainer: Trainer, plan: Plan, ended: list[int]) -> None:
+    steps, tokenizer = plan.steps, trainer.processor.tokenizer
+    evaluation = held_out(plan.seed, 240, Prompter(tokenizer))
     sums: dict[str, list[float]] = defaultdict(list)
     began = saved = time.monotonic()
-    first = trainer.images
+    started, first = began - trainer.seconds, trainer.images
     bar = tqdm(total=steps, initial=trainer.step, unit="step", mininterval=5, smoothing=0.05)
-    for batch in batches(trainer.step, steps, seed, patches, tokenizer, trainer.phase.stages):
-        for key, value in trainer.train_step(batch, steps).items():
+    drawn = batches(trainer.step, steps, plan.seed, plan.patches, tokenizer, trainer.phase.stages, plan.workers)
+    for batch in drawn:
+        fraction = max(trainer.step / steps, trainer.seconds / plan.seconds)
+        for key, value in trainer.train_step(batch, fraction).items():
             if not math.isnan(value):
                 sums[key].append(value)
+        trainer.seconds = time.monotonic() - started
         bar.update()
-        done = trainer.step == steps or trainer.step == stop or bool(ended)
-        if trainer.step % watch_every == 0 or done:
+        done = trainer.step in (steps, plan.stop) or trainer.seconds >= plan.seconds or bool(ended)
+        if trainer.step % plan.watch_every == 0 or done:
             means = {key: round(sum(values) / len(values), 4) for key, values in sums.items()}
             record = {"step": trainer.step, "steps": steps, "images": trainer.images, **means}
             record["images_per_s"] = round((trainer.images - first) / (time.monotonic() - began), 1)
@@ -252,23 +283,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phase", type=int, default=1, choices=sorted(PHASES))
     parser.add_argument("--run", type=Path, help="folder of the state and the log; runs/phase1 or runs/phase2")
-    parser.add_argument("--origin", type=Path, default=Path("runs/phase1"), help="where phase 2 starts from")
+    parser.add_argument(
+        "--origin", type=Path, default=Path("runs/phase1"), help="a run or a checkpoint to start phase 2 from"
+    )
     parser.add_argument("--steps", type=int, help="34000 for phase 1, 4500 for phase 2")
     parser.add_argument("--stop", type=int, help="leave after this step, to be continued")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="leave after so many, earlier calls included")
+    parser.add_argument("--lr", type=float, help="learning rate, in place of the phase's")
     parser.add_argument("--patches", type=int, default=3072, help="vision patches per step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--watch-every", type=int, default=250, help="steps between lines of the log")
     parser.add_argument("--threads", type=int, default=1, help="compute threads")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_APT", "0")  # nothing here needs the patch
     torch.set_num_threads(options.threads)
     phase = PHASES[options.phase]
+    phase = replace(phase, lr=options.lr or phase.lr, steps=options.steps or phase.steps)
     run = options.run or Path(f"runs/phase{options.phase}")
-    trainer = Trainer(run, options.seed, phase, options.origin if options.phase == 2 else None)
-    steps = options.steps or phase.steps
-    train(
-        trainer, steps, options.seed + 1000 * (options.phase - 1), options.patches, options.watch_every, options.stop
+    trainer = Trainer(run, options.seed, phase, options.origin if options.phase == 2 else None, options.device)
+    plan = Plan(
+        phase.steps,
+        seed=options.seed + 1000 * (options.phase - 1),
+        patches=options.patches,
+        watch_every=options.watch_every,
+        stop=options.stop,
+        seconds=60 * options.minutes,
+        workers=options.workers,
     )
+    train(trainer, plan)
 
 
 if __name__ == "__main__":
