@@ -72,7 +72,7 @@ IMPORTANCE_METHODS: Mapping[str, ImportanceMethod] = {
         compute_patch_upsample_mse_batched,
         "grey levels²",
         lambda side, bins: 255.0**2,  # no pixel is restored as more than white or less than black
-        (64.0, 64.0),
+        (16.0, 16.0),  # 4 grey levels RMS: no text that a reader could read is lost (docs/reading.md)
         coarse_scores=True,
     ),
     "upsample_l4": ImportanceMethod(

@@ -177,7 +177,7 @@ def _panel(name: str, start: Setting, patch_size: int) -> Panel:
                 1,
                 start.share,
                 step=0.01,
-                label="alpha: share of the patches to keep",
+                label=_share_label(start.method),
                 visible=_reads_share(start.method),
                 elem_id=f"{prefix}-share",
             )
@@ -194,7 +194,7 @@ def _panel(name: str, start: Setting, patch_size: int) -> Panel:
                 thresholds = [
                     gr.Number(
                         **_threshold(place, start.importance, patch_size),
-                        visible=start.method == "v1",
+                        visible=_reads_thresholds(start.method),
                         min_width=140,
                         step=0.5,
                         elem_id=f"{prefix}-{name}",
@@ -248,11 +248,11 @@ def _visible_controls(method: str, importance: str, *thresholds: float | None) -
     own = own_thresholds(importance)
     return (
         gr.Dropdown(visible=method != selection.OFF),
-        gr.Slider(visible=_reads_share(method)),
+        gr.Slider(visible=_reads_share(method), label=_share_label(method)),
         gr.Slider(visible=method == "v2"),
         # a field that comes into sight empty would show, and send, 0
         *(
-            gr.Number(own[place] if given is None else given, visible=method == "v1")
+            gr.Number(own[place] if given is None else given, visible=_reads_thresholds(method))
             for place, given in enumerate(thresholds)
         ),
         gr.Dropdown(visible=method != selection.OFF),
@@ -261,6 +261,15 @@ def _visible_controls(method: str, importance: str, *thresholds: float | None) -
 
 def _reads_share(method: str) -> bool:
     return method != "v2" and "alpha" in selection.USED_BY[method]
+
+
+def _share_label(method: str) -> str:
+    of = "language tokens allowed" if method == selection.FIT else "patches to keep"
+    return f"alpha: share of the {of}"
+
+
+def _reads_thresholds(method: str) -> bool:
+    return "thresholds" in selection.USED_BY[method]
 
 
 def _right_answer(example: Example | None) -> str:

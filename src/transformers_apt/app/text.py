@@ -17,6 +17,7 @@ PROMPT_TOKENS = 32
 """Of text beside the image's tokens, in the estimate of the prefill: chat template and a short question."""
 
 METHODS = (
+    ("fit: share of language tokens", "fit"),
     ("budget: share of patches", "budget"),
     ("joint: fewer tokens too", "joint"),
     ("v1: fixed thresholds", "v1"),

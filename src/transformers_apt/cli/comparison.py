@@ -19,6 +19,7 @@ from rich.table import Table
 from transformers_apt.embedded import Example
 from transformers_apt.embedded.asking import answer, decode_answer, load_photo, preprocess_for
 from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
+from transformers_apt.models.settings import FIT, RECOMMENDED
 from transformers_apt.models.stats import patch_stats
 
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -33,18 +34,14 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"},
     {"patch_selection_method": "joint", "alpha": 0.3, "importance_method": "upsample_mse"},
     {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]},
-    {
-        "patch_selection_method": "v1",
-        "importance_method": "upsample_mse",
-        "thresholds": [16, 16],
-        "drop_tolerance": 2,
-    },
+    dict(RECOMMENDED),
+    {"patch_selection_method": FIT, "alpha": 0.45},
 )
 """What the table compares; the first is upstream."""
 
-EXAMPLE_SETTINGS = (SETTINGS[0], SETTINGS[1], *SETTINGS[-4:-1:2])
-"""What the other examples are asked under: upstream, Qwen2-VL's default, `budget` with a better map, and what
-docs/quality.md recommends."""
+EXAMPLE_SETTINGS = (SETTINGS[0], SETTINGS[1], SETTINGS[8], dict(RECOMMENDED))
+"""What the other examples are asked under: upstream, Qwen2-VL's default, `budget` with a better map, and what is
+recommended."""
 
 STAGES = ("preprocessing", "tower", "generate", "total")
 

@@ -45,11 +45,16 @@ def visualize(
     patch_selection_method: Annotated[
         str | None,
         typer.Option(
-            help="'v1', 'v2', 'budget', 'joint' or 'off'.", show_default="v1; off with --model of a later family"
+            help="'v1', 'v2', 'budget', 'joint', 'fit' or 'off'.",
+            show_default="v1; off with --model of a later family",
         ),
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="budget, joint: share of the patches kept, 0 to 1. v2: larger, fewer patches.")
+        float | None,
+        typer.Option(
+            help="0 to 1: share of the patches kept (budget, joint), or of the language tokens allowed (fit). v2: "
+            "larger, fewer patches."
+        ),
     ] = None,
     importance_method: Annotated[
         str | None,
@@ -63,6 +68,9 @@ def visualize(
             help="Leave out plain cells that repeat their neighbour within so many grey levels; 2 is recommended.",
             show_default="off",
         ),
+    ] = None,
+    max_language_tokens: Annotated[
+        int | None, typer.Option(help="For fit: the most language tokens of an image.", show_default="none")
     ] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
 ) -> None:
@@ -79,6 +87,7 @@ def visualize(
         "alpha": alpha,
         "importance_method": importance_method,
         "drop_tolerance": drop_tolerance,
+        "max_language_tokens": max_language_tokens,
     }
     source = image or input_image
     if source is None or (image and input_image):

@@ -71,8 +71,11 @@ OF_THE_TOKENIZER = tuple(name for name in DEFAULTS if name != "max_language_toke
 ASKS_FOR: Mapping[str, str] = {"max_language_tokens": FIT, "thresholds": "v1"}
 """Settings that ask for a method by themselves, where none is named."""
 
-OF_A_METHOD: Mapping[str, Mapping[str, Any]] = {FIT: {"importance_method": "upsample_l4", "drop_tolerance": 2.0}}
-"""Defaults that a method has of its own: what is recommended, where no founding document asks for something else."""
+OF_A_METHOD: Mapping[str, Mapping[str, Any]] = {FIT: {"importance_method": "upsample_mse", "drop_tolerance": 2.0}}
+"""Defaults that a method has of its own."""
+
+RECOMMENDED: Mapping[str, Any] = {METHOD: "v1", **OF_A_METHOD[FIT]}
+"""What loses no text and saves most: docs/reading.md, docs/quality.md."""
 
 USED_BY: Mapping[str, frozenset[str]] = {
     **{name: method.reads | {"drop_tolerance"} for name, method in SELECTION_METHODS.items()},

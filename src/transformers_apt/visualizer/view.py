@@ -205,6 +205,9 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
     layout = _layout_of(output)
     plain: dict[str, Any] = {"patch_selection_method": selection.OFF, "do_rescale": False, "do_normalize": False}
     whole = processor(images=[picture], device=device, return_tensors="pt", **plain)
+    if budget_info is not None and whole["image_grid_thw"].tolist() != output["image_grid_thw"].tolist():
+        plain["size"] = {"shortest_edge": 1, "longest_edge": budget_info["max_pixels"]}  # what `fit` chose
+        whole = processor(images=[picture], device=device, return_tensors="pt", **plain)
     resized = _unpatchify(whole["pixel_values"], layout.grid, sizes)
     tokenizer = PatchTokenizer(
         num_scales=selection.NUM_SCALES,
@@ -220,7 +223,10 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
         "drop_tolerance": tolerance,
     }
     inherited = None
-    if tolerance is not None:
+    if tolerance is not None and resolved.method == selection.FIT:  # which might choose another resolution
+        (tiling,) = tokenizer.select_layouts(resized[None])
+        inherited = inherited_colours(resized, tiling, tolerance, sizes["patch_size"])
+    elif tolerance is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # they were said above
             everything = {**resolved.used, "drop_tolerance": OFF}
@@ -249,7 +255,7 @@ def _thresholds_used(
 ) -> dict[int, float] | None:
     """`{side in px: importance below which a cell stayed whole}`."""
     coarse = sorted(maps)[1:]
-    if settings["patch_selection_method"] == "v1":
+    if settings["patch_selection_method"] in ("v1", selection.FIT):
         return dict(zip(coarse, check_thresholds(fixed, len(coarse) + 1), strict=True))
     if settings["patch_selection_method"] == "v2":
         for side in reversed(coarse):  # the coarsest scale that has a complete cell, as `v2` itself
@@ -261,7 +267,7 @@ def _thresholds_used(
 
 def ignored_settings(method: str, given: dict[str, Any]) -> list[str]:
     """One sentence for every setting that was `given` (not `None`) and that `method` does not use."""
-    unused = {"alpha", "thresholds", "drop_tolerance"} - selection.USED_BY[method]
+    unused = {"alpha", "thresholds", "drop_tolerance", "max_language_tokens"} - selection.USED_BY[method]
     names = [name for name in sorted(unused) if given.get(name) is not None]
     return [f"{name}={given[name]} is ignored by {method!r}" for name in names]
 
@@ -291,6 +297,7 @@ def stats_of(view: View, name: str) -> dict[str, Any]:
         if thresholds is None
         else {str(side): _number(value) for side, value in thresholds.items()},
         "drop_tolerance": settings["drop_tolerance"],
+        "max_language_tokens": settings["max_language_tokens"],
         "grid": {"h": layout.grid[0], "w": layout.grid[1]},
         "patches": {"full": full, "kept": layout.num_patches, "by_px": by_px},
         "retention": {

@@ -84,12 +84,12 @@ def test_max_language_tokens_alone_asks_for_it(backend):
 
 @both_backends
 def test_its_tiling_is_the_recommended_one_unless_another_is_asked_for(backend):
-    recommended = {"importance_method": "upsample_l4", "drop_tolerance": 2}
+    recommended = {"importance_method": "upsample_mse", "drop_tolerance": 2}
     image, plain = PICTURES["page"], backend()
     fits = plain(images=image, patch_selection_method="fit", return_tensors="pt")
     tiled = plain(images=image, patch_selection_method="v1", return_tensors="pt", **recommended)
     assert all(torch.equal(fits[name], tiled[name]) for name in VISUAL), "at alpha 1 the picture has its full size"
-    other = {"importance_method": "upsample_mse", "thresholds": [4, 4], "drop_tolerance": "off"}
+    other = {"importance_method": "upsample_l4", "thresholds": [9, 9], "drop_tolerance": "off"}
     fits = plain(images=image, patch_selection_method="fit", return_tensors="pt", **other)
     tiled = plain(images=image, patch_selection_method="v1", return_tensors="pt", **other)
     assert all(torch.equal(fits[name], tiled[name]) for name in VISUAL)
