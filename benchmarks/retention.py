@@ -21,17 +21,13 @@ from transformers.utils import logging
 import transformers_apt
 from benchmarks.measuring import hardware, report
 from transformers_apt import patch_stats
+from transformers_apt.models.settings import RECOMMENDED
 from transformers_apt.visualizer.view import load_processor
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "camera", "coins", "moon", "page", "text")
 SETTINGS: dict[str, dict[str, Any]] = {
     "v1": {"patch_selection_method": "v1"},
-    "v1 upsample_mse": {"patch_selection_method": "v1", "importance_method": "upsample_mse"},
-    "v1 upsample_mse [36, 36]": {
-        "patch_selection_method": "v1",
-        "importance_method": "upsample_mse",
-        "thresholds": [36, 36],
-    },
+    "v1 upsample_mse, drop 2": dict(RECOMMENDED),
     "v1 laplacian": {"patch_selection_method": "v1", "importance_method": "laplacian"},
     "v2 0.5": {"patch_selection_method": "v2", "alpha": 0.5},
     "v2 1.0": {"patch_selection_method": "v2", "alpha": 1.0},

@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 from torchvision.transforms.v2 import functional as tvF
 
 from apt_code import PatchTokenizer
+from apt_code.dropping import drop_flat, inherited_colours
 from apt_code.visualization import draw_tiling, reconstruct, to_picture
+from transformers_apt.models.settings import METHOD, RECOMMENDED
 
 IMAGES = Path(__file__).parent / "images"
 PATCH_SIZE = 14
@@ -49,12 +53,58 @@ def photo(name: str) -> torch.Tensor:
     return tvF.resize(image, size, interpolation=tvF.InterpolationMode.BICUBIC)
 
 
+def slide() -> torch.Tensor:
+    """A document and a photo in one: `(3, H, W)` uint8, sides multiples of 28 px."""
+    page = Image.new("RGB", (1008, 700), "white")
+    page.paste(Image.fromarray(data.chelsea()).resize((450, 300), Image.Resampling.BICUBIC), (504, 190))
+    draw = ImageDraw.Draw(page)
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    draw.text((56, 56), "Where the tokens go", "black", ImageFont.truetype(fonts / "DejaVuSans-Bold.ttf", 44))
+    lines = [
+        "Text keeps every pixel.",
+        "Fur and whiskers too.",
+        "A plain wall is coarse.",
+        "An empty margin is left out.",
+    ]
+    for row, line in enumerate(lines):
+        draw.text((56, 200 + 56 * row), line, (40, 40, 40), ImageFont.truetype(fonts / "DejaVuSans.ttf", 26))
+    draw.text((56, 600), "Figure 1: a cat, 2011.", (90, 90, 90), ImageFont.truetype(fonts / "DejaVuSans.ttf", 16))
+    return torch.from_numpy(np.array(page)).permute(2, 0, 1)
+
+
+def recommended(name: str, image: torch.Tensor) -> None:
+    """The recommended setting in three pictures side by side: what is sent, what is kept, what the model sees."""
+    options = {key: value for key, value in RECOMMENDED.items() if key not in (METHOD, "drop_tolerance")}
+    (tiling,) = PatchTokenizer(patch_selection_method=RECOMMENDED[METHOD], **options).select_layouts(image[None])
+    tolerance = RECOMMENDED["drop_tolerance"]
+    (kept,) = drop_flat(image[None], [tiling], tolerance, PATCH_SIZE)
+    colours = inherited_colours(image, tiling, tolerance, PATCH_SIZE)
+    full = tiling.grid[0] * tiling.grid[1]
+    panels = (
+        (f"sent: {full:,} patches, {full // 4:,} language tokens", to_picture(image)),
+        (f"kept: {kept.num_patches:,} patches, {kept.num_language_tokens:,} language tokens",
+         draw_tiling(image, kept, PATCH_SIZE, 2).resize((image.shape[2], image.shape[1]), Image.Resampling.LANCZOS)),
+        ("what the model sees", to_picture(reconstruct(image, kept, PATCH_SIZE, inherited=colours))),
+    )  # fmt: skip
+    width, height, gap, head = image.shape[2], image.shape[1], 20, 52
+    sheet = Image.new("RGB", (3 * width + 2 * gap, height + head), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (text, picture) in enumerate(panels):
+        draw.text((index * (width + gap) + 4, 6), text, fill="black", font=ImageFont.load_default(size=34))
+        sheet.paste(picture, (index * (width + gap), head))
+        draw.rectangle(
+            [index * (width + gap), head, index * (width + gap) + width - 1, head + height - 1], outline="grey"
+        )
+    sheet.save(IMAGES / f"{name}.jpg", quality=85)
+
+
 def main() -> None:
     """Write every picture."""
     IMAGES.mkdir(exist_ok=True)
     both = [{"importance_method": "entropy"}, {"importance_method": "upsample_mse"}]
     tiling("tiling_rocket", photo("rocket"), both[1:])
     tiling("tiling_page", photo("page"), both, scale=3)
+    recommended("recommended", slide())
 
 
 if __name__ == "__main__":
