@@ -153,6 +153,8 @@ def test_commands_exist_and_know_their_options(page, words, monkeypatch):
         assert_installable(arguments)
     elif name.startswith("python"):
         assert_python_command(arguments, monkeypatch)
+    elif name == "git":
+        assert arguments[0] == "clone"
     elif name == "pre-commit":
         assert arguments == ["install"]
     else:

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 
 from tests.apt_code.test_work import peak
-from transformers_apt.models import preprocessing
+from transformers_apt.models import selector
 
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
 LARGE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
@@ -39,13 +39,13 @@ def test_peak_memory_is_at_most_upstreams(backend, settings, photos):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_small_images_of_one_shape_are_one_batch(backend, half_plain, monkeypatch):
     batches = []
-    choose = preprocessing.PatchSelector.choose
+    choose = selector.PatchSelector._choose
 
     def count(self, images, readable):
         batches.append(len(images))
         return choose(self, images, readable)
 
-    monkeypatch.setattr(preprocessing.PatchSelector, "choose", count)
+    monkeypatch.setattr(selector.PatchSelector, "_choose", count)
     images = [half_plain, half_plain.rotate(180), half_plain.resize((112, 84)), half_plain.rotate(90)]
     together = backend()(images=images, return_tensors="pt", alpha=0.4, patch_selection_method="budget")
     assert sorted(batches) == [1, 3]
@@ -62,9 +62,7 @@ def test_small_images_of_one_shape_are_one_batch(backend, half_plain, monkeypatc
 def test_images_that_are_large_are_not_copied_together(backend, photos, monkeypatch):
     stacked = []
     stack = torch.stack
-    monkeypatch.setattr(
-        preprocessing.torch, "stack", lambda tensors, *a, **k: stacked.append(1) or stack(tensors, *a, **k)
-    )
+    monkeypatch.setattr(selector.torch, "stack", lambda tensors, *a, **k: stacked.append(1) or stack(tensors, *a, **k))
     large = photos[0].resize((700, 560))
     backend()(images=[large, large.rotate(180)], return_tensors="pt", patch_selection_method="v1")
     assert not stacked
