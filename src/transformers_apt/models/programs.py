@@ -76,6 +76,9 @@ PROGRAMS: Mapping[str, Program] = {
 }
 """By the name of a module that is imported where the program is used; submodules belong to it."""
 
+READS_LAYOUTS_FOR_VLLM = "transformers_apt.serving."
+"""The plugin's modules: what they have a processor do, the plugin's models can read."""
+
 
 def loaded_program() -> Program | None:
     """The first program of the table that this process has imported."""
@@ -86,10 +89,13 @@ def calling_program() -> Program | None:
     """The program among our callers that cannot read a layout."""
     loaded = [module for module, program in PROGRAMS.items() if not program.reads_layouts and sys.modules.get(module)]
     frame = sys._getframe(1) if loaded else None
+    found = None
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
-        for module in loaded:
+        if name.startswith(READS_LAYOUTS_FOR_VLLM):
+            return None
+        for module in loaded if found is None else ():
             if name == module or name.startswith(f"{module}."):
-                return PROGRAMS[module]
+                found = PROGRAMS[module]
         frame = frame.f_back
-    return None
+    return found
