@@ -17,8 +17,8 @@ READING_ARGS ?=
 FLOOR := 5.18.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo app browser test test-with test-floor test-bystanders fuzz audit lint format typecheck \
-	bench bench-gpu bench-reading docs docs-serve pre-commit build clean
+.PHONY: help venv install demo app browser test test-with test-floor test-bystanders test-vllm fuzz audit lint format \
+	typecheck bench bench-gpu bench-reading docs docs-serve pre-commit build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,23 @@ $(VENV)-bystander-%/.installed: $(STAMP) tests/bystanders/requirements/%.txt
 
 test-bystanders: $(BYSTANDERS:%=$(VENV)-bystander-%/.installed) ## programs that are installed beside this one, with it and without: the same bits
 	BYSTANDERS=$(abspath $(VENV))-bystander $(BIN)/python -m pytest tests/bystanders $(TEST_ARGS)
+
+# vLLM brings a torch and a transformers of its own. What is installed is a build for CPUs that vLLM's makers have no
+# part in: for these tests only. Where it cannot be had the target says so and succeeds, because nothing else needs it.
+$(VENV)-vllm/.installed: pyproject.toml src/transformers_apt.pth src/transformers_apt.start \
+		tests/serving/requirements.txt tests/serving/repair_environment.py
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/serving/requirements.txt
+	$(@D)/bin/python tests/serving/repair_environment.py
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
+	@touch $@
+
+test-vllm: ## the vLLM plugin, in an environment with a vLLM for CPUs; some minutes the first time
+	@if $(MAKE) --no-print-directory $(VENV)-vllm/.installed; then \
+		OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/serving $(TEST_ARGS); \
+	else echo "test-vllm: NOTHING WAS TESTED. vLLM for CPUs cannot be installed here (see above), so the vLLM plugin" \
+		"is untested on this machine. Everything else goes on."; fi
 
 # What depends on the version of transformers, in an environment with that one and otherwise the pinned versions.
 WITH = $(VENV)-$(TRANSFORMERS)

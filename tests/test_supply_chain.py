@@ -19,6 +19,7 @@ def pins_in(path):
 
 
 PINS = pins_in(ROOT / "constraints.txt")
+SERVING = ROOT / "tests" / "serving" / "requirements.txt"
 BYSTANDERS = sorted((ROOT / "tests" / "bystanders" / "requirements").glob("*.txt"))
 SOURCES = sorted(
     path for folder in ("apt_code", "src", "debug", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")
@@ -39,7 +40,7 @@ def names_of(pins):
     return [normal(pin.split("==")[0]) for pin in pins]
 
 
-@pytest.mark.parametrize("path", [ROOT / "constraints.txt", *BYSTANDERS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [ROOT / "constraints.txt", SERVING, *BYSTANDERS], ids=str)
 def test_every_pin_is_exact_and_there_once(path):
     pins = pins_in(path)
     assert pins

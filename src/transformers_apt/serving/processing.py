@@ -38,6 +38,13 @@ class AdaptiveProcessor:
 
     # ---------------------------------------------------------------- settings
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A server whose own settings cannot be used shall not start. They are checked before vLLM makes a processor
+        # with them, which would say something else.
+        settings.check_selection(**_take(None, self._of_server)[0])
+        self._name_settings({})
+
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         named = self._name_settings(inputs.hf_processor_mm_kwargs)
         return super().apply(replace(inputs, hf_processor_mm_kwargs=named), timing_ctx)  # type: ignore[misc]
@@ -54,7 +61,7 @@ class AdaptiveProcessor:
             TypeError, ValueError: settings that cannot be used, or not on this server.
         """
         processor = self.info.get_hf_processor()
-        server = _take(processor.image_processor, self.info.ctx.get_mm_config().mm_processor_kwargs or {})[0]
+        server = _take(processor.image_processor, self._of_server)[0]
         given, rest = _take(processor.image_processor, request)
         resolved = settings.resolve(processor.image_processor, {**server, **given})
         if not resolved.asked:
@@ -64,6 +71,10 @@ class AdaptiveProcessor:
         named: dict[str, Any] = dict.fromkeys(DEFAULTS)  # what this method does not read shall not come from elsewhere
         named |= {name: tuple(value) if isinstance(value, list) else value for name, value in resolved.used.items()}
         return {**rest, IMAGES_KWARGS: {**rest.get(IMAGES_KWARGS, {}), **named}}
+
+    @property
+    def _of_server(self) -> Mapping[str, Any]:
+        return self.info.ctx.get_mm_config().mm_processor_kwargs or {}
 
     def _refuse(self, resolved: settings.Resolved, processor: Any) -> None:
         """Say of a server why it cannot do what is asked for, if so.

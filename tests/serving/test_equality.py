@@ -1,0 +1,85 @@
+"""vLLM with this package says what transformers with this package says: ids, and log-probabilities in float32."""
+
+import pytest
+from PIL import Image
+
+from tests.serving.conftest import FAMILIES
+from tests.serving.engines import IMAGE, OFF, VIDEO, Reference, Request, ask, assert_equal, engine
+from transformers_apt.embedded import examples
+
+SETTINGS = (
+    {},  # nothing asked for
+    OFF,
+    {"patch_selection_method": "v1"},
+    {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]},
+    {"patch_selection_method": "v2", "alpha": 0.5},
+    {"patch_selection_method": "budget", "alpha": 0.4},
+    {"patch_selection_method": "joint", "alpha": 0.5},
+)
+
+
+def requests_of(pictures, film):
+    """Every setting with one image, with two, and with a video beside it."""
+    found = []
+    for settings in SETTINGS:
+        found += [
+            Request(f"{IMAGE}Hello", [pictures[0]], settings=settings),
+            Request(f"a {IMAGE} b {IMAGE} c", pictures[1:3], settings=settings, nested=False),
+            Request(f"a {IMAGE} b {VIDEO} c", [pictures[3]], [film], settings=settings),
+            Request(f"{VIDEO} b {IMAGE} c {IMAGE} d", pictures[4:6], [film], settings=settings),
+        ]
+    return found
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request, tiny, pictures, film):
+    """A family, its checkpoint, requests, and what transformers says to them."""
+    checkpoint = tiny(request.param)
+    reference = Reference(checkpoint)
+    requests = requests_of(pictures, film)
+    return request.param, checkpoint, requests, [reference.ask(one) for one in requests]
+
+
+def assert_all_equal(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert_equal(one, other)
+
+
+def test_all_requests_in_one_batch_and_again_from_the_caches(case):
+    family, checkpoint, requests, expected = case
+    with engine(checkpoint) as llm:
+        assert_all_equal(ask(llm, requests, family), expected)
+        assert_all_equal(ask(llm, requests, family), expected)
+
+
+def test_prompts_that_are_read_in_chunks(case):
+    """48 tokens at a time: images straddle chunks, and start in the midst of one."""
+    family, checkpoint, requests, expected = case
+    with engine(checkpoint, max_num_batched_tokens=48, max_num_seqs=4) as llm:
+        assert_all_equal(ask(llm, requests[2:], family), expected[2:])
+
+
+def test_the_embedded_model_reads_the_embedded_pictures(embedded):
+    reference = Reference(embedded)
+    requests = [
+        Request(f"{IMAGE}{example.question}", [Image.open(example.image).convert("RGB")], settings=settings)
+        for example in examples()
+        for settings in SETTINGS
+    ]
+    with engine(embedded) as llm:
+        found = ask(llm, requests)
+    assert_all_equal(found, [reference.ask(request) for request in requests])
+    assert len({len(answer.prompt) for answer in found[: len(SETTINGS)]}) > 3  # the settings do differ
+
+
+def test_requests_that_are_preempted_are_read_again(tiny, pictures):
+    """More requests than the cache of keys and values holds: vLLM throws some out, and starts them again."""
+    checkpoint = tiny("qwen2_vl")
+    reference = Reference(checkpoint)
+    requests = [
+        Request(f"{number} {IMAGE} b {IMAGE} c", pictures[:2], settings=settings)
+        for number in range(3)
+        for settings in SETTINGS
+    ]
+    with engine(checkpoint, num_gpu_blocks_override=6, max_model_len=512, block_size=128) as llm:
+        assert_all_equal(ask(llm, requests), [reference.ask(request) for request in requests])
