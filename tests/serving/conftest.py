@@ -19,8 +19,10 @@ def save_tiny(folder, family):
     """A tiny random checkpoint of a family, with what vLLM wants that transformers can do without."""
     processor = build_processor(family=family)
     config = build_config(tokenizer=processor.tokenizer, family=family)
-    if family.startswith("qwen3_5"):  # vLLM's kernel for CPUs takes multiples of 32
-        config.text_config.linear_key_head_dim = config.text_config.linear_value_head_dim = 32
+    if family.startswith("qwen3_5"):  # what vLLM's kernels for CPUs take
+        config.text_config.linear_key_head_dim = config.text_config.linear_value_head_dim = 128
+        config.text_config.head_dim = 64
+        config.text_config.rope_parameters["mrope_section"] = [8, 12, 12]
     build_model(config).save_pretrained(folder)
     processor.save_pretrained(folder)
     if family.startswith("qwen3"):  # as in the released checkpoints: transformers assumes it, vLLM reads it

@@ -23,7 +23,7 @@ def layout_in(llm, request):
 def expected_layout(checkpoint, picture, settings):
     processor = AutoProcessor.from_pretrained(checkpoint)
     found = processor.image_processor(picture, return_tensors="pt", **settings)
-    (layout,) = PatchLayout.unpack(found[LAYOUT_KEY], found["image_grid_thw"])
+    (layout,) = PatchLayout.unpack(found[LAYOUT_KEY], found["image_grid_thw"], found["image_patch_counts"])
     return layout.patches.tolist()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
-from transformers_apt.models.layouts import LAYOUT_KEY, unpack
+from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY, unpack
 from transformers_apt.models.tower import MixedSequence
 from transformers_apt.serving import items
 
@@ -45,11 +45,11 @@ class AdaptiveModel:
         raise NotImplementedError
 
     def _parse_and_validate_image_input(self, **kwargs: Any) -> Any:
-        layout = kwargs.pop(LAYOUT_KEY, None)
+        layout, counts = kwargs.pop(LAYOUT_KEY, None), kwargs.pop(COUNTS_KEY, None)
         if layout is None:
             return super()._parse_and_validate_image_input(**kwargs)  # type: ignore[misc]
         pixel_values = kwargs["pixel_values"]
-        return MixedScaleImages(pixel_values, unpack(layout, kwargs[items.GRIDS], len(pixel_values)))
+        return MixedScaleImages(pixel_values, unpack(layout, kwargs[items.GRIDS], counts, len(pixel_values)))
 
     def _process_image_input(self, image_input: Any) -> Any:
         if not isinstance(image_input, MixedScaleImages):

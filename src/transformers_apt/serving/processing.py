@@ -9,16 +9,16 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from transformers import Qwen2VLImageProcessor
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
 from transformers_apt.engine.patching import status
 from transformers_apt.models import reach, settings
-from transformers_apt.models.layouts import LAYOUT_KEY
-from transformers_apt.models.settings import DEFAULTS, OFF
+from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
+from transformers_apt.models.settings import DEFAULTS, METHOD, OFF
 from transformers_apt.serving import items
 
 IMAGES_KWARGS = "images_kwargs"
-METHOD = "patch_selection_method"
 
 
 class AdaptiveProcessor:
@@ -42,7 +42,7 @@ class AdaptiveProcessor:
         super().__init__(*args, **kwargs)
         # A server whose own settings cannot be used shall not start. They are checked before vLLM makes a processor
         # with them, which would say something else.
-        settings.check_selection(**_take(None, self._of_server)[0])
+        settings.check_selection(**_take(Qwen2VLImageProcessor, self._of_server)[0])
         self._name_settings({})
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
@@ -63,8 +63,8 @@ class AdaptiveProcessor:
         processor = self.info.get_hf_processor()
         server = _take(processor.image_processor, self._of_server)[0]
         given, rest = _take(processor.image_processor, request)
-        resolved = settings.resolve(processor.image_processor, {**server, **given})
-        if not resolved.asked:
+        resolved = settings.resolve(processor.image_processor, {**server, **given}, OFF)
+        if not resolved.anything:
             return request
         if resolved.method != OFF:
             self._refuse(resolved, processor)
@@ -129,11 +129,12 @@ class AdaptiveProcessor:
         fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
         if LAYOUT_KEY not in hf_inputs:
             return fields
-        counts = items.patch_counts(hf_inputs)
+        counts = hf_inputs[COUNTS_KEY]
         return {
             **fields,
             "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", counts),
             LAYOUT_KEY: MultiModalFieldConfig.flat_from_sizes("image", counts, keep_on_cpu=True),
+            COUNTS_KEY: MultiModalFieldConfig.batched("image", keep_on_cpu=True),
         }
 
     def _get_prompt_updates(
@@ -161,12 +162,12 @@ def _take(image_processor: Any, arguments: Mapping[str, Any]) -> tuple[dict[str,
         ValueError: one is in both places.
     """
     rest = dict(arguments)
-    flat = settings.take(image_processor, rest)
+    flat = settings.take(rest, settings.names_of(image_processor, rest))
     images = rest.get(IMAGES_KWARGS)
     if not isinstance(images, Mapping):  # what else it may be, transformers refuses
         return flat, rest
     rest[IMAGES_KWARGS] = dict(images)
-    nested = settings.take(image_processor, rest[IMAGES_KWARGS])
+    nested = settings.take(rest[IMAGES_KWARGS], settings.names_of(image_processor, rest[IMAGES_KWARGS]))
     twice = sorted(flat.keys() & nested.keys())
     if twice:
         raise ValueError(f"{twice[0]} was passed twice, in images_kwargs and beside it; pass it once")
