@@ -19,7 +19,6 @@ import statistics
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -166,9 +165,7 @@ class Peaks:
                 self.memory = max(self.memory, sum(each.memory_info().rss for each in family))
             except psutil.NoSuchProcess:
                 continue
-            text = urllib.request.urlopen(f"{self.server.address}/metrics", timeout=10).read().decode()
-            used = [line.split()[-1] for line in text.splitlines() if line.startswith("vllm:kv_cache_usage_perc")]
-            self.cache = max([self.cache, *map(float, used)])
+            self.cache = max(self.cache, self.server.metric("vllm:kv_cache_usage_perc"))
 
 
 # ---------------------------------------------------------------- the measurement

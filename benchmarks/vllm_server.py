@@ -1,4 +1,4 @@
-"""A vLLM server of this environment, over HTTP."""
+"""A vLLM server of this environment: it is started here, and asked over HTTP."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ class Server:
             return urllib.request.urlopen(f"{self.address}/health", timeout=10).status == 200
         except OSError:
             return False
+
+    def metric(self, name: str) -> float:
+        """The largest value of a metric that the server reports."""
+        text = urllib.request.urlopen(f"{self.address}/metrics", timeout=10).read().decode()
+        return max(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
     def open(self, body: dict[str, Any], timeout: float = 600) -> Any:
         """Send a chat completion; the response, to be read.

@@ -116,12 +116,12 @@ def engine(checkpoint: Any, **options: Any):
         cleanup_dist_env_and_memory()
 
 
-def ask(llm: Any, requests: list[Request], family: str = "qwen2_vl") -> list[Answer]:
-    """All at once, greedily."""
+def ask(llm: Any, requests: list[Request], family: str = "qwen2_vl", **options: Any) -> list[Answer]:
+    """All at once, greedily; `options` of `LLM.generate`."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=0)
-    outputs = llm.generate([request.for_vllm(family) for request in requests], sampling, use_tqdm=False)
+    outputs = llm.generate([request.for_vllm(family) for request in requests], sampling, use_tqdm=False, **options)
     answers = []
     for output in outputs:
         (completion,) = output.outputs

@@ -57,14 +57,14 @@ def test_prompts_that_are_read_in_chunks(case):
     """48 tokens at a time: images straddle chunks, and start in the midst of one."""
     family, checkpoint, requests, expected = case
     with engine(checkpoint, max_num_batched_tokens=48, max_num_seqs=4) as llm:
-        assert_all_equal(ask(llm, requests[2:], family), expected[2:])
+        assert_all_equal(ask(llm, requests[2::3], family), expected[2::3])
 
 
 def test_the_embedded_model_reads_the_embedded_pictures(embedded):
     reference = Reference(embedded)
     requests = [
         Request(f"{IMAGE}{example.question}", [Image.open(example.image).convert("RGB")], settings=settings)
-        for example in examples()
+        for example in examples()[::2]
         for settings in SETTINGS
     ]
     with engine(embedded) as llm:
