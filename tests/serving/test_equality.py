@@ -16,6 +16,8 @@ SETTINGS = (
     {"patch_selection_method": "budget", "alpha": 0.4},
     {"patch_selection_method": "joint", "alpha": 0.5},
     {"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 2},
+    {"patch_selection_method": "fit", "alpha": 0.5},
+    {"max_language_tokens": 40},
 )
 
 
@@ -73,8 +75,17 @@ def test_the_embedded_model_reads_the_embedded_pictures(embedded):
     assert len({len(answer.prompt) for answer in found[: len(SETTINGS)]}) > 3  # the settings do differ
 
 
-def test_requests_that_are_preempted_are_read_again(tiny, pictures):
+def test_requests_that_are_preempted_are_read_again(tiny, pictures, monkeypatch):
     """More requests than the cache of keys and values holds: vLLM throws some out, and starts them again."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    preempt, thrown_out = Scheduler._preempt_request, []
+
+    def counted(self, request, *args, **kwargs):
+        thrown_out.append(request)
+        return preempt(self, request, *args, **kwargs)
+
+    monkeypatch.setattr(Scheduler, "_preempt_request", counted)
     checkpoint = tiny("qwen2_vl")
     reference = Reference(checkpoint)
     requests = [
@@ -84,3 +95,4 @@ def test_requests_that_are_preempted_are_read_again(tiny, pictures):
     ]
     with engine(checkpoint, num_gpu_blocks_override=6, max_model_len=512, block_size=128) as llm:
         assert_all_equal(ask(llm, requests), [reference.ask(request) for request in requests])
+    assert thrown_out
