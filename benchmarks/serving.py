@@ -33,7 +33,7 @@ from benchmarks.measuring import hardware, report
 from benchmarks.vllm_server import NAME, Server, serving
 from transformers_apt.embedded import demo_model_path, examples
 
-ADAPTIVE = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [16, 16]}
+ADAPTIVE = {"patch_selection_method": "v1", "importance_method": "upsample_l4", "drop_tolerance": 2}
 NEW_TOKENS = 16
 
 
