@@ -17,7 +17,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 OFF = {"patch_selection_method": "off"}
-NEW_TOKENS = 6
 
 
 @dataclass
@@ -31,6 +30,7 @@ class Request:
         settings: as in `images_kwargs`; none are named where it is empty.
         nested: whether they travel in `images_kwargs`, or beside it.
         whole: the text is the whole prompt.
+        new_tokens: how many to generate, at most.
     """
 
     text: str
@@ -39,6 +39,7 @@ class Request:
     settings: dict[str, Any] = field(default_factory=dict)
     nested: bool = True
     whole: bool = False
+    new_tokens: int = 6
 
     @property
     def prompt(self) -> str:
@@ -120,7 +121,7 @@ def ask(llm: Any, requests: list[Request], family: str = "qwen2_vl", **options: 
     """All at once, greedily; `options` of `LLM.generate`."""
     from vllm import SamplingParams
 
-    sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=0)
+    sampling = [SamplingParams(temperature=0, max_tokens=request.new_tokens, logprobs=0) for request in requests]
     outputs = llm.generate([request.for_vllm(family) for request in requests], sampling, use_tqdm=False, **options)
     answers = []
     for output in outputs:
@@ -161,7 +162,7 @@ class Reference:
         )
         output = self.model.generate(
             **inputs,
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=request.new_tokens,
             do_sample=False,
             return_dict_in_generate=True,
             output_logits=True,

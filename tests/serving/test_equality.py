@@ -89,10 +89,10 @@ def test_requests_that_are_preempted_are_read_again(tiny, pictures, monkeypatch)
     checkpoint = tiny("qwen2_vl")
     reference = Reference(checkpoint)
     requests = [
-        Request(f"{number} {IMAGE} b {IMAGE} c", pictures[:2], settings=settings)
+        Request(f"{number} {IMAGE} b {IMAGE} c", pictures[:2], settings=settings, new_tokens=48)
         for number in range(3)
         for settings in SETTINGS
     ]
-    with engine(checkpoint, num_gpu_blocks_override=6, max_model_len=512, block_size=128) as llm:
+    with engine(checkpoint, num_gpu_blocks_override=12, max_model_len=256, block_size=32) as llm:
         assert_all_equal(ask(llm, requests), [reference.ask(request) for request in requests])
     assert thrown_out
