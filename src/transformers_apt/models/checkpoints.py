@@ -28,8 +28,9 @@ def processor_class_of(checkpoint: str | os.PathLike[str], arguments: Mapping[st
     if name is None:
         model_type = _read(folder, CONFIG_NAME, where).get("model_type")
         # of a model that upstream does not know, the name is enough to see that it is none of ours
-        name = model_type and PROCESSOR_MAPPING_NAMES.get(model_type, f"the processor of {model_type}")
-    return name
+        if isinstance(model_type, str):
+            name = PROCESSOR_MAPPING_NAMES.get(model_type, f"the processor of {model_type}")
+    return name if isinstance(name, str) else None
 
 
 def _read(folder: str | os.PathLike[str], name: str, where: Mapping[str, Any]) -> Mapping[str, Any]:

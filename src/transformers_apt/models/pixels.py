@@ -17,6 +17,9 @@ from transformers_apt.models.settings import OFF, logger
 Range = tuple[float, float]
 """The smallest and the largest grey level of an image, before resizing; NaN where it holds one."""
 
+READABLE_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Those whose extremes torch computes."""
+
 
 def check(images: Sequence[Any]) -> None:
     """Refuse a call without a pixel, where upstream would divide by zero.
@@ -42,11 +45,12 @@ def not_numbers(images: Sequence[Any]) -> str | None:
     """What is wrong with the first image that holds no real numbers that torch can read, if there is one."""
     for i, image in enumerate(images):
         if isinstance(image, Tensor):
-            good = not (image.is_meta or image.is_complex())
+            good = not (image.is_meta or hasattr(image, "fake_mode") or image.is_complex())
+            good = good and (not image.is_floating_point() or image.dtype in READABLE_FLOATS)
         else:
             try:
                 good = not torch.from_numpy(np.empty(0, image.dtype)).is_complex()
-            except TypeError:
+            except (TypeError, ValueError):  # of a kind, or with an order of bytes, that torch does not know
                 good = False
         if not good:
             where = " on the device 'meta'" if isinstance(image, Tensor) and image.is_meta else ""

@@ -54,7 +54,7 @@ def call(
     given = settings.take(kwargs, settings.names_of(image_processor, kwargs))
     under_way = reach.current_call(image_processor).naming(given)
     output = reach.within(under_way, upstream, image_processor, *args, **kwargs)
-    if not under_way.decided:
+    if not under_way.progress.decided:
         refuse_ignored(under_way, output)
     return output
 
@@ -77,7 +77,8 @@ def preprocess(
         affine: gives what `RowPacker` wants; like `resize`, not asked for `"off"`.
     """
     call = reach.current_call(image_processor)
-    call.decided.append(True)
+    call.progress.decided = True
+    _last_calls.by_processor.pop(image_processor, None)  # should this one fail, nothing stale is told
     given = {**settings.take(arguments, settings.names_of(image_processor, arguments)), **call.given}
     named = settings.METHOD in given
     default = reach.Default(OFF) if named else reach.default_of_call(call, arguments["patch_size"])
@@ -161,19 +162,22 @@ def _is_possible(call: reach.Call, resolved: settings.Resolved) -> bool:
 
 
 def refuse_ignored(call: reach.Call, output: Any) -> None:
-    """Refuse the output of an image processor that was asked for patches and, cutting them itself, ignored it.
+    """Refuse the output of an image processor that did not ask for its call's settings, and did otherwise.
 
     Raises:
         ValueError: so it is.
     """
     image_processor = call.image_processor
-    if not isinstance(output, Mapping) or LAYOUT_KEY in output:  # a subclass may return what it likes
+    if not isinstance(output, Mapping):  # a subclass may return what it likes
         return
     resolved = settings.resolve(image_processor, call.given, OFF)
-    if resolved.method != OFF and not resolved.only_by_environment:
+    made = LAYOUT_KEY in output
+    missed = resolved.method != OFF and not resolved.only_by_environment and not made
+    if missed or (made and str(call.given.get(settings.METHOD)) == OFF):
         raise ValueError(
             f"patch_selection_method={resolved.method!r} with {type(image_processor).__name__}, which cuts patches "
-            f"itself and made no layout: call upstream's _preprocess from its own, or pass {OFF!r}"
+            "itself, or in threads of its own: the setting did not reach them. Call upstream's _preprocess from its "
+            "own, start threads with contextvars.copy_context().run, or set the attribute instead"
         )
 
 

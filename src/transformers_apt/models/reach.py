@@ -6,7 +6,6 @@ processor that no processor owns, in a process without a program of the table in
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -78,7 +77,7 @@ def mark_owned(image_processor: Any, owner: Owner) -> None:
 
 def mark_family(image_processor: Any, processor_class: str | None) -> None:
     """Note of a lone image processor that its checkpoint is another family's, by the name of the processor there."""
-    if processor_class not in (None, "Qwen2VLProcessor"):
+    if isinstance(processor_class, str) and processor_class != "Qwen2VLProcessor":
         found = getattr(transformers, processor_class, None)
         mark_owned(image_processor, Owner(processor_class, getattr(found, "reads_patch_layouts", False)))
 
@@ -87,8 +86,10 @@ def owner_of(image_processor: Any) -> Owner | None:
     return _owners.get(image_processor)
 
 
-_OWNER = "_transformers_apt_owner"
-"""Where the owner stands in the state of an image processor that is copied or pickled, and nowhere else."""
+OWNER = "_transformers_apt_owner"
+"""Where the owner stands in the state of an image processor that is copied or pickled.
+
+It stays there where a pickle is loaded without this package, and is left out of what is loaded from files."""
 
 
 def restore(self: Any, state: Any) -> None:
@@ -104,18 +105,26 @@ def with_owner(image_processor: Any, state: Any) -> Any:
     owner = owner_of(image_processor)
     if owner is None or not isinstance(state, dict) or type(image_processor).__setstate__ is not restore_with_owner:
         return state
-    return {**state, _OWNER: tuple(owner)}  # no class of ours: it has to load where this package is missing
+    return {**state, OWNER: tuple(owner)}  # no class of ours: it has to load where this package is missing
 
 
 def restore_with_owner(self: Any, state: Any) -> None:
     """`__setstate__` of an image processor."""
     restore(self, state)
-    owner = self.__dict__.pop(_OWNER, None)
+    owner = self.__dict__.pop(OWNER, None)
     if owner is not None:
         mark_owned(self, Owner(*owner))
 
 
 # -------------------------------------------------------------------- the call under way
+
+
+class Progress:
+    """How far a call is: `_preprocess` has read its settings (a subclass that cuts patches itself never asks), and the
+    call is over (a context that was copied during it may live longer)."""
+
+    decided = False
+    over = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,13 +136,13 @@ class Call:
         processor: the processor that makes it, `None` for a direct call.
         given: the settings that the call names. They travel here, because an image processor of somebody else's may
             take no arguments but its own.
-        decided: not empty once `_preprocess` has read the settings. A subclass that cuts patches itself never asks.
+        progress: shared by the same call with more settings named.
     """
 
     image_processor: Any
     processor: Any = None
     given: Mapping[str, Any] = field(default_factory=dict)
-    decided: list[bool] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def owner(self) -> Owner | None:
@@ -146,45 +155,28 @@ class Call:
 
 
 _call: ContextVar[Call | None] = ContextVar("transformers_apt_call", default=None)
-_under_way: MutableMapping[Any, list[Call]] = WeakIdKeyDictionary()
-_under_way_lock = threading.Lock()
 
 
 def current_call(image_processor: Any) -> Call:
-    """The call of this image processor that is under way.
-
-    Raises:
-        RuntimeError: a thread that a subclass started asks, and calls with different settings are under way.
-    """
+    """The call of this image processor that is under way in this context, or a new one."""
     call = _call.get()
-    if call is not None and call.image_processor is image_processor:
-        return call
-    calls = _under_way.get(image_processor)
-    if not calls:
+    if call is None or call.image_processor is not image_processor or call.progress.over:
         return Call(image_processor)
-    first = calls[0]
-    if any(call.processor is not first.processor or repr(call.given) != repr(first.given) for call in calls[1:]):
-        raise RuntimeError(
-            f"{type(image_processor).__name__} works in threads of its own while calls with different patch "
-            "selection settings are under way, so that a thread cannot know its call; start threads with "
-            "contextvars.copy_context().run, or make one call at a time"
-        )
-    return first
+    return call
 
 
 def within(call: Call, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`work(*args, **kwargs)` while this call is under way: in this thread, and in those that it may start."""
-    if _call.get() is call:
+    """`work(*args, **kwargs)` while this call is under way in this context."""
+    outer = _call.get()
+    if outer is call:
         return work(*args, **kwargs)
     token = _call.set(call)
-    with _under_way_lock:
-        _under_way.setdefault(call.image_processor, []).append(call)
     try:
         return work(*args, **kwargs)
     finally:
         _call.reset(token)
-        with _under_way_lock:
-            _under_way[call.image_processor].remove(call)
+        if outer is None or outer.progress is not call.progress:
+            call.progress.over = True
 
 
 # -------------------------------------------------------------------- the package default

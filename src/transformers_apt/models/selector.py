@@ -188,7 +188,8 @@ class PatchSelector:
         if full.layout.num_language_tokens > limit:
             for fraction in fractions_to_try(full.layout.num_language_tokens, cells, limit) if self.size else ():
                 max_pixels = max(1, int(height * width * fraction))
-                (smaller,) = resize([image], SizeDict(shortest_edge=1, longest_edge=max_pixels))
+                size = SizeDict(shortest_edge=min(self.size.shortest_edge, max_pixels), longest_edge=max_pixels)
+                (smaller,) = resize([image], size)
                 if smaller.shape == found.image.shape:
                     continue
                 (found,) = self.choose(self._batches([smaller]), [readable])

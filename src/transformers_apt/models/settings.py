@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import Any
 
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -114,7 +115,7 @@ def check_selection(
         check_thresholds(thresholds, NUM_SCALES)
     check_tolerance(drop_tolerance)
     if max_language_tokens is not None:
-        if isinstance(max_language_tokens, bool) or not isinstance(max_language_tokens, int):
+        if isinstance(max_language_tokens, bool) or not isinstance(max_language_tokens, Integral):
             raise TypeError(
                 f"max_language_tokens={max_language_tokens!r} of type {type(max_language_tokens).__name__}: expected "
                 "an integer"
@@ -192,10 +193,7 @@ def resolve(image_processor: Any, given: Mapping[str, Any], default: str = DEFAU
             _is_off(found.get(METHOD)) for found in sources
         ):  # then nobody asks what lies further from the call
             sources.append(source())
-    for i, found in enumerate(sources):
-        meant = next((method for name, method in ASKS_FOR.items() if name in found), None)
-        if meant is not None and not any(METHOD in nearer for nearer in sources[: i + 1]):
-            sources[i] = {**found, METHOD: meant}
+    sources = _with_what_they_mean(sources)
     named = {name: value for found in reversed(sources) for name, value in found.items()}
     method = named.get(METHOD, default)
     of_method = OF_A_METHOD.get(method, {}) if isinstance(method, str) else {}
@@ -210,6 +208,28 @@ def resolve(image_processor: Any, given: Mapping[str, Any], default: str = DEFAU
     by = next((i for i, found in enumerate(sources) if METHOD in found), None)
     _name_what_has_no_effect(sources if by is None else sources[: by + 1], values)
     return Resolved(values, by is not None, any(sources), by == 2)
+
+
+def _with_what_they_mean(sources: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Sources, nearest first, with the method that a setting asks for by itself, and without an alpha that was meant
+    for another method than the one that holds."""
+    found, method = list(sources), None
+    for i, source in enumerate(found):
+        if METHOD not in source:
+            further = next((other[METHOD] for other in found[i + 1 :] if METHOD in other), None)
+            meant = next((asked for name, asked in ASKS_FOR.items() if name in source), None)
+            reads = USED_BY.get(further, frozenset()) if isinstance(further, str) else frozenset()
+            if method is None and meant is not None and not any(name in reads for name in ASKS_FOR if name in source):
+                found[i] = {**source, METHOD: meant}
+        elif method is not None and _alphas_differ(method, source[METHOD]):
+            found[i] = {name: value for name, value in source.items() if name != "alpha"}
+        method = found[i].get(METHOD) if method is None else method
+    return found
+
+
+def _alphas_differ(method: Any, other: Any) -> bool:
+    """Whether alpha means one thing to one method and another to the other."""
+    return not (method == other or {method, other} <= set(BUDGETED))
 
 
 def _is_off(method: Any) -> bool:

@@ -206,7 +206,8 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
     plain: dict[str, Any] = {"patch_selection_method": selection.OFF, "do_rescale": False, "do_normalize": False}
     whole = processor(images=[picture], device=device, return_tensors="pt", **plain)
     if budget_info is not None and whole["image_grid_thw"].tolist() != output["image_grid_thw"].tolist():
-        plain["size"] = {"shortest_edge": 1, "longest_edge": budget_info["max_pixels"]}  # what `fit` chose
+        most = budget_info["max_pixels"]  # what `fit` chose
+        plain["size"] = {"shortest_edge": min(processor.size["shortest_edge"], most), "longest_edge": most}
         whole = processor(images=[picture], device=device, return_tensors="pt", **plain)
     resized = _unpatchify(whole["pixel_values"], layout.grid, sizes)
     tokenizer = PatchTokenizer(

@@ -254,6 +254,8 @@ NO_PIXELS = {
     "infinite": lambda backend: float_pixels(np.inf, backend),
     "meta": lambda backend: torch.empty(3, 168, 224, device="meta"),
     "long double": lambda backend: PIXELS.astype(np.longdouble),
+    "big-endian": lambda backend: PIXELS.astype(">u2"),
+    "8-bit float": lambda backend: torch.ones(3, 168, 224).to(torch.float8_e4m3fn),
 }
 
 

@@ -119,6 +119,42 @@ def test_the_calls_own_bounds_hold(backend):
     assert int(output["image_grid_thw"].prod()) // 4 == upstreams_tokens(backend, PICTURES["photo"], size=size) <= 100
 
 
+@both_backends
+def test_an_image_that_min_pixels_enlarges_is_made_smaller_step_by_step(backend):
+    """And not at once down to its own size."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8))
+    size = {"shortest_edge": 256 * 784, "longest_edge": 1280 * 784}
+    counts = [
+        tokens_of(backend()(images=noise, patch_selection_method="fit", alpha=alpha, size=size, return_tensors="pt"))[
+            0
+        ]
+        for alpha in (0.3, 0.5, 0.9, 0.99, 1.0)
+    ]
+    assert counts == sorted(counts) and counts[-1] == 256
+    assert all(count > 0.6 * alpha * 256 for count, alpha in zip(counts, (0.3, 0.5, 0.9, 0.99, 1.0), strict=True))
+
+
+def test_settings_of_other_methods_further_out(monkeypatch):
+    """An alpha is taken with the method that it was meant for; thresholds leave a method alone that reads them."""
+    image = PICTURES["photo"]
+    whole = upstreams_tokens(Qwen2VLImageProcessor, image)
+    for further in (
+        {"patch_selection_method": "budget", "alpha": 0.1},
+        {"patch_selection_method": "v2", "alpha": 1.5},
+    ):
+        found = Qwen2VLImageProcessor(**further)
+        found(images=image, max_language_tokens=200)
+        assert found.last_budget_info[0]["limit"] == min(200, whole)
+        monkeypatch.setenv("TRANSFORMERS_APT_SETTINGS", json.dumps(further))
+        lone = Qwen2VLImageProcessor()
+        lone(images=image, max_language_tokens=200)
+        assert lone.last_budget_info[0]["limit"] == min(200, whole)
+        monkeypatch.delenv("TRANSFORMERS_APT_SETTINGS")
+    fits = Qwen2VLImageProcessor(patch_selection_method="fit", max_language_tokens=49)
+    assert tokens_of(fits(images=image, thresholds=[9, 9], return_tensors="pt"))[0] <= 49
+    assert fits.last_budget_info[0]["limit"] == 49
+
+
 def test_an_image_that_cannot_be_chosen_on_is_made_smaller_and_kept_whole():
     image = torch.from_numpy(np.asarray(PICTURES["photo"]).astype(np.int32) * 200).permute(2, 0, 1)
     output = Qwen2VLImageProcessor()(images=image, patch_selection_method="fit", alpha=0.3, return_tensors="pt")

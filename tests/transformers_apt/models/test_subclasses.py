@@ -1,5 +1,6 @@
 """Image processors derived from upstream's: stock unless asked, and what is asked for is done or refused."""
 
+import contextvars
 import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -207,6 +208,8 @@ def test_nobody_asked_or_off_is_stock(kind, backend, owner, half_plain, upstream
 @both_backends
 @owners(SUPPORTED)
 def test_asked_for_it_is_done(kind, backend, owner, half_plain):
+    if kind is own_threads:
+        pytest.skip("its threads do not know their call: see below")
     settings = {"patch_selection_method": "v1"} if kind in (own_alpha, own_names) else BUDGET
     expected = backend()(images=half_plain, return_tensors="pt", **settings)
     by_call = owner(kind(backend)())(images=half_plain, return_tensors="pt", **settings)
@@ -238,31 +241,50 @@ def test_a_parameter_of_its_own_reaches_it(backend, half_plain):
 
 
 @both_backends
-def test_threads_of_its_own_cannot_mix_two_calls(backend, half_plain):
-    """Two calls with different settings at once: each gets its own, or an error; never the other's."""
-    both = threading.Barrier(2)
+def test_threads_of_its_own_get_attributes_and_refuse_what_a_call_names(backend, half_plain):
+    """They do not know their call, so what only the call says cannot be done, and is not ignored."""
+    derived = own_threads(backend)
+    expected = backend()(images=half_plain, **BUDGET)
+    found = derived(**BUDGET)(images=half_plain)
+    assert np.array_equal(found["image_patch_layout"], expected["image_patch_layout"])
+    for image_processor, settings in ((derived(), BUDGET), (derived(**BUDGET), {"patch_selection_method": "off"})):
+        with pytest.raises(ValueError, match="copy_context"):
+            image_processor(images=half_plain, **settings)
 
-    class Together(backend):
-        def preprocess(self, *args, **kwargs):
-            both.wait(timeout=60)
-            with ThreadPoolExecutor(1) as pool:
-                done = pool.submit(super().preprocess, *args, **kwargs)
-                done.exception()
-            both.wait(timeout=60)
-            return done.result()
 
-    derived = Together()
+@both_backends
+def test_a_thread_never_gets_another_threads_settings(backend, half_plain):
+    """One calls with settings, over and over; the other, which owns nothing and asks for nothing, stays as it is."""
+    shared, stop = backend(), threading.Event()
+    of(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor)(shared)
+
+    def ask(alpha):
+        counts = set()
+        while not stop.is_set() or not counts:
+            found = shared(images=half_plain, patch_selection_method="budget", alpha=alpha)
+            counts.add(len(found["pixel_values"]))
+        return counts
+
     with ThreadPoolExecutor(2) as pool:
-        calls = [
-            pool.submit(derived, images=half_plain, **settings) for settings in (BUDGET, {**BUDGET, "alpha": 1.0})
-        ]
-    for call, alpha in zip(calls, (0.3, 1.0), strict=True):
-        if call.exception() is None:
-            expected = backend()(images=half_plain, patch_selection_method="budget", alpha=alpha)
-            assert np.array_equal(call.result()["image_patch_layout"], expected["image_patch_layout"])
-        else:
-            assert "copy_context" in str(call.exception())
-    assert any(call.exception() is not None for call in calls)
+        others = [pool.submit(ask, alpha) for alpha in (0.1, 0.3)]
+        alone = [shared(images=half_plain) for _ in range(20)]
+        stop.set()
+    assert all("image_patch_layout" not in found and len(found["pixel_values"]) == 192 for found in alone)
+    expected = [backend()(images=half_plain, patch_selection_method="budget", alpha=alpha) for alpha in (0.1, 0.3)]
+    assert [other.result() for other in others] == [{len(one["pixel_values"])} for one in expected]
+
+
+def test_a_context_that_outlives_its_call_is_a_fresh_one(half_plain):
+    kept = []
+
+    class Keeps(Qwen2VLImageProcessor):
+        def _preprocess(self, *args, **kwargs):
+            kept.append(contextvars.copy_context())
+            return super()._preprocess(*args, **kwargs)
+
+    image_processor = Keeps()
+    assert "image_patch_layout" in image_processor(images=half_plain, **BUDGET)
+    assert "image_patch_layout" not in kept[0].run(image_processor, images=half_plain)
 
 
 @both_backends
@@ -279,7 +301,7 @@ def test_one_that_cuts_patches_itself_is_refused_when_asked(backend, half_plain)
         lambda: CutsItself().preprocess(half_plain, **BUDGET),
         lambda: of(Qwen2VLProcessor, Qwen2VLVideoProcessor)(CutsItself())(images=half_plain, **BUDGET),
     ):
-        with pytest.raises(ValueError, match="'budget' with CutsItself, which cuts patches itself"):
+        with pytest.raises(ValueError, match="'budget' with CutsItself, which cuts patches itself, or"):
             use()
 
 

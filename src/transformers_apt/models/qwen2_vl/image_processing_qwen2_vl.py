@@ -1,5 +1,6 @@
 """Overlay of `transformers.models.qwen2_vl.image_processing_qwen2_vl` (the torchvision backend)."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,13 +49,15 @@ class Qwen2VLImageProcessor(Overlay):
     @overrides("pretrained_model_name_or_path")
     def from_pretrained(upstream: Any, cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         made = upstream(pretrained_model_name_or_path, *args, **kwargs)
-        reach.mark_family(_first(made), processor_class_of(pretrained_model_name_or_path, kwargs))
+        named = inspect.signature(upstream).bind(pretrained_model_name_or_path, *args).arguments
+        reach.mark_family(_first(made), processor_class_of(pretrained_model_name_or_path, {**named, **kwargs}))
         return made
 
     @overrides("image_processor_dict")
     def from_dict(upstream: Any, cls: Any, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
         given = settings.take(kwargs, settings.names_of(cls, {**image_processor_dict, **kwargs}))
-        made = upstream({**image_processor_dict, **given}, **kwargs)
+        saved = {name: value for name, value in image_processor_dict.items() if name != reach.OWNER}
+        made = upstream({**saved, **given}, **kwargs)
         reach.mark_family(_first(made), image_processor_dict.get("processor_class"))
         return made
 
