@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lets the embedded model practise with cells left out, and asks it and its successor the held-out questions: about four
-# minutes on one H100 with 16 cores.
+# Lets the embedded model practise with cells left out, and asks it and its successor the held-out questions: about six
+# minutes with PRACTICE=3.4 on one H200 with 16 cores.
 #
 #     benchmarks/quality/practice.sh FOLDER [ARCHIVE]
 #
