@@ -148,7 +148,7 @@ def test_evaluation_matches_sizes_and_continues(model, tmp_path, patched):
 
 
 def test_several_processes_answer_alike_and_leave_cells_out(model, tmp_path, patched):
-    wanted = ["off", "v1 upsample_mse 4 RMS, drop 2*", "downscale, tokens of v1 upsample_mse 4 RMS, drop 2*"]
+    wanted = ["off", "v1 upsample_mse 4 RMS, drop 2*", "downscale, tokens of v1 upsample_mse 4 RMS, drop 2*", "*fit*"]
     found = [
         evaluate.evaluate(_options(model, tmp_path / str(count), settings=wanted, processes=count)) for count in (1, 2)
     ]
@@ -159,9 +159,11 @@ def test_several_processes_answer_alike_and_leave_cells_out(model, tmp_path, pat
     tokens = [rows[name]["tokens"] for name in names]
     assert tokens == sorted(tokens, reverse=True) and len(set(tokens)) == 4
     kept = json.loads((tmp_path / "1" / "answers.json").read_text())
-    for name in names[1:]:
+    for name in (*names[1:], "fit 0.45"):
         ours, theirs = kept[name]["tokens"], kept[f"downscale, tokens of {name}"]["tokens"]
         assert all(a <= b for a, b in zip(ours, theirs, strict=True))
+    most = [round(settings.FIT * tokens) for tokens in kept["off"]["tokens"]]
+    assert all(a <= b for a, b in zip(kept["fit 0.45"]["tokens"], most, strict=True))
 
 
 def test_evaluation_ends_by_the_clock_and_two_are_compared(model, tmp_path, patched):

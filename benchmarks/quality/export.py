@@ -47,15 +47,16 @@ _PHASES = (
 
 def export(runs: list[Path], out: Path) -> Path:
     """Saves the last run's model and processor, with a model card that says where they come from."""
-    if not 1 <= len(runs) <= len(_PHASES):
-        raise ValueError(f"{len(runs)} runs, expected 1 to {len(_PHASES)}: phase 1, phase 2, and phase 2 continued")
+    if not runs:
+        raise ValueError("no runs, expected phase 1, then phase 2, then as often as it was continued")
     if not (runs[-1] / "state.pt").exists():
         raise FileNotFoundError(f"{runs[-1]} has no state.pt: train first with `python -m benchmarks.quality.train`")
     trainer = Trainer(runs[-1], seed=0, phase=PHASES[1])
     trainer.model.to(torch.bfloat16).save_pretrained(out)
     trainer.processor.save_pretrained(out)
     history = []
-    for phase, run in zip(_PHASES, runs, strict=False):
+    for index, run in enumerate(runs):
+        phase = _PHASES[min(index, len(_PHASES) - 1)]
         log = run if run.is_file() else run / "log.jsonl"
         last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
         history.append("  - " + phase.format(f"{last['step']} steps, {last['images']} pictures"))
@@ -71,7 +72,7 @@ def export(runs: list[Path], out: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--run", type=Path, nargs="+", default=[Path("runs/phase1")], help="phase 1, phase 2, 2 continued"
+        "--run", type=Path, nargs="+", default=[Path("runs/phase1")], help="phase 1, phase 2, 2 continued, …"
     )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

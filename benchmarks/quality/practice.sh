@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lets the embedded model practise with cells left out, and asks it and its successor the held-out questions: about four
-# minutes on one H100 with 16 cores.
+# Lets the embedded model practise with cells left out, and asks it and its successor the held-out questions: about six
+# minutes with PRACTICE=3.4 on one H200 with 16 cores.
 #
 #     benchmarks/quality/practice.sh FOLDER [ARCHIVE]
 #
@@ -51,7 +51,7 @@ before=$!
 	"${practice[@]}" 2>"$output/run.log" || tail -n 20 "$output/run.log"
 echo "== practice: after $SECONDS s"
 "$python" -m benchmarks.quality.export --out "$output/checkpoint" \
-	--run docs/quality/phase1_training.jsonl docs/quality/phase2_training.jsonl "$output/run" || exit 1
+	--run docs/quality/phase{1,2,2_continued}_training.jsonl "$output/run" || exit 1
 pack
 evaluate "$output/checkpoint" after "$alone"
 pack

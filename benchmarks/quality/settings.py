@@ -21,6 +21,8 @@ RMS = (4, 6, 8, 12, 16, 24, 32)
 #: Areas that a picture is scaled to before its tiling.
 AREAS = (0.66, 0.45)
 DROP = 2
+#: The share of upstream's language tokens that `fit` may use.
+FIT = 0.45
 IMPORTANCE = ("upsample_mse", "laplacian", "entropy")
 
 
@@ -96,7 +98,13 @@ def _dropping() -> list[Setting]:
     budget = {"alpha": 0.3, "importance_method": "upsample_mse"}
     name, series = f"budget upsample_mse 0.3, drop {DROP}", "budget upsample_mse, dropping"
     found.append(Setting(name, series, _method("budget", **budget, **dropped)))
-    return found + [_downscale(f"downscale, tokens of {name}", name) for name in (mse, *(row.name for row in found))]
+    found.append(Setting(f"fit {FIT}", "fit", _method("fit", alpha=FIT, **whole, **dropped)))
+    # what is done without the package: `fit` may use as many tokens, and often needs fewer
+    found.append(Setting(f"downscale, {FIT} of the area", "downscale, equal tokens", _method("off"), FIT))
+    return found + [
+        _downscale(f"downscale, tokens of {name}", name)
+        for name in (mse, *(row.name for row in found if not row.name.startswith("downscale")))
+    ]
 
 
 def _downscale(name: str, like: str, equal: Literal["patches", "tokens"] = "tokens") -> Setting:

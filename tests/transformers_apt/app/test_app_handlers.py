@@ -106,7 +106,7 @@ def test_thresholds_are_read_by_v1_alone_and_an_empty_one_is_the_maps_own():
         "drop_tolerance": "off",
     }
     assert Setting("v1", "upsample_mse", 0.5, 1.0, (36, 36)).kwargs() == recommended
-    assert Setting("v1", "upsample_mse", 0.5, 1.0, (36, None)).kwargs()["thresholds"] == [36, 64]
+    assert Setting("v1", "upsample_mse", 0.5, 1.0, (36, None)).kwargs()["thresholds"] == [36, 16]
     assert Setting("v1", "entropy", 0.5, 1.0, (None, 0)).kwargs()["thresholds"] == [3, 0]
     assert Setting("v1", "entropy", 0.5, 1.0).kwargs()["thresholds"] is None
     for method in ("budget", "joint", "v2", "off"):

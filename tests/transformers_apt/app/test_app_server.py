@@ -98,8 +98,8 @@ def test_thresholds_are_v1s_and_an_empty_one_is_the_maps_own(served, encoded):
         _, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds, "off")
         captions[thresholds] = [entry["caption"] for entry in told[4]][1:]
     assert captions[36, 36] == ["28 px: whole below 36 grey levels²", "56 px: whole below 36 grey levels²"]
-    assert captions[36, None] == ["28 px: whole below 36 grey levels²", "56 px: whole below 64 grey levels²"]
-    assert captions[None, None] == ["28 px: whole below 64 grey levels²", "56 px: whole below 64 grey levels²"]
+    assert captions[36, None] == ["28 px: whole below 36 grey levels²", "56 px: whole below 16 grey levels²"]
+    assert captions[None, None] == ["28 px: whole below 16 grey levels²", "56 px: whole below 16 grey levels²"]
 
 
 def test_inline_data_cannot_take_the_files_place(served, encoded):
