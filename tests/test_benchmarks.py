@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from transformers import Qwen2VLImageProcessor
 
 import transformers_apt
-from benchmarks import generate, gpu_preprocessing, gpu_tables, retention, vision_tower
+from apt_code.selection.fit import EXPONENT, STEPS
+from benchmarks import fit, generate, gpu_preprocessing, gpu_tables, retention, vision_tower
 from benchmarks.measuring import document, named_settings
 from benchmarks.random_models import SMALL, config_of, shortened, sizes_of
 from transformers_apt.embedded.tiny_checkpoint import save_checkpoint
@@ -131,6 +133,23 @@ def test_a_document_has_type_and_paper():
 def test_the_gpu_script_is_a_script():
     """A GPU is seldom at hand; `DEVICE=cpu QUICK=1 benchmarks/gpu.sh FOLDER` tries the steps themselves."""
     subprocess.run(["bash", "-n", Path(gpu_tables.__file__).with_name("gpu.sh")], check=True)
+
+
+def test_fits_search_is_that_of_the_product():
+    """The benchmark walks a ladder that was made beforehand; the image processor ends at the same picture."""
+    picture = document(700, 504)
+    found = fit.ladder(picture, picture.width * picture.height)
+    limit = round(0.3 * found[0][1])
+    tried, area, ratio = fit.search(found, limit, EXPONENT, fit.FINEST // STEPS)
+    assert tried >= 1 and 0 < area < tried and 0 < ratio <= 1
+    image_processor = Qwen2VLImageProcessor(patch_selection_method="fit", alpha=0.3)
+    image_processor(images=picture)
+    (info,) = image_processor.last_budget_info
+    assert (info["limit"], info["cells"]) == (limit, found[0][1])
+    reached = info["max_pixels"] / (28 * 28 * found[0][1])
+    best = next(rung for rung, (tokens, _) in enumerate(found) if tokens <= limit)
+    assert reached / 2 ** (-best / fit.FINEST) == pytest.approx(ratio, rel=0.05)
+    assert fit.search(found, found[0][0], EXPONENT, 1) is None
 
 
 def test_retention_of_a_checkpoints_image_processor(checkpoint, tmp_path, monkeypatch):
