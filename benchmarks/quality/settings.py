@@ -99,9 +99,15 @@ def _dropping() -> list[Setting]:
     name, series = f"budget upsample_mse 0.3, drop {DROP}", "budget upsample_mse, dropping"
     found.append(Setting(name, series, _method("budget", **budget, **dropped)))
     found.append(Setting(f"fit {FIT}", "fit", _method("fit", alpha=FIT, **whole, **dropped)))
+    # as many language tokens as upstream, and cells left out of those: what *where* questions lose by which
+    small = _method("v1", importance_method="upsample_mse", thresholds=[16.0, 0.0])
+    twins = [
+        Setting(f"{mse}, 28 px only{rest}", "v1 upsample_mse, 28 px only", {**small, **more})
+        for rest, more in (("", {}), (f", drop {DROP}", dropped))
+    ]
     # what is done without the package: `fit` may use as many tokens, and often needs fewer
     found.append(Setting(f"downscale, {FIT} of the area", "downscale, equal tokens", _method("off"), FIT))
-    return found + [
+    return [*found, *twins] + [
         _downscale(f"downscale, tokens of {name}", name)
         for name in (mse, *(row.name for row in found if not row.name.startswith("downscale")))
     ]
