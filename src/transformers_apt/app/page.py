@@ -18,12 +18,12 @@ from transformers_apt.app.requests import shown
 from transformers_apt.app.server import KEPT, Drawings
 from transformers_apt.models import settings as selection
 
-HINT = "Drop a photo above, or pick an example."
+HINT = "Drop a photo into the frame, or pick an example."
 MAPS = "Bright cells matter most. Grey cells stick out of the image and are always split."
 BROKEN = "Something went wrong here. The server's log says what; the rest of the page still works."
-LEFT = Setting("budget", "upsample_mse", share=0.3, multiple=1.0)
+LEFT = Setting("v1", "upsample_mse", share=0.45, multiple=1.0, drop="2")
 RIGHT = Setting("off", "upsample_mse", share=0.5, multiple=1.0)
-"""What is compared at first: a good saving beside upstream."""
+"""What is compared at first: the recommended setting beside upstream."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_apt.app.handlers import Setting
-
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
 httpx = pytest.importorskip("httpx", reason="the web page needs the extra 'app'")
+from transformers_apt.app.page import LEFT  # noqa: E402  # needs the same extra
+
 expect = playwright.expect
 
 SESSIONS = int(os.environ.get("TRANSFORMERS_APT_BROWSERS", "5"))
@@ -26,8 +26,6 @@ ROUNDS = 2
 WAIT = 30_000 + 8_000 * SESSIONS
 MOST_WAITING = 128
 LIMITS = ("--max-upload-mb", "1", "--max-megapixels", "1")
-BUDGET = Setting("budget", "upsample_mse", 0.3, 1.0)
-"""What the page shows first, as A."""
 A = ["budget", "entropy", 0.3, 1.0, None, None, "off"]
 PIXEL = """([found, x, y]) => {
     const image = document.querySelector(found), canvas = document.createElement("canvas");
@@ -194,7 +192,7 @@ def test_many_browsers_at_once(browser, command, watch, bench, put):
     process, address, log = command
 
     def kept(good):
-        return bench.look(put(good.content, good.name), BUDGET).view.layout.num_patches
+        return bench.look(put(good.content, good.name), LEFT).view.layout.num_patches
 
     pages, errors, elsewhere = [], [], []
     start = time.monotonic()
