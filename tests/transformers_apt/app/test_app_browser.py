@@ -66,8 +66,16 @@ def test_upload_move_alpha_and_ask(visit, coffee):
     full = _kept(page, "b")[1]
     assert _kept(page, "b") == (full, full)
     before, total = _kept(page, "a")
-    assert total == full and before <= round(0.3 * full)
+    assert total == full and before < full
+    page.locator("#a-method input").click()
+    page.get_by_role("option", name=re.compile("^budget")).click()
+    expect(page.locator("#a-facts")).not_to_contain_text(f"{before} of {full}", timeout=WAIT)
     alpha = page.locator("#a-share input[type=number]")
+    alpha.fill("0.3")
+    alpha.press("Enter")
+    expect(page.locator("#a-facts")).to_contain_text(f"of {full}30%", timeout=WAIT)
+    before = _kept(page, "a")[0]
+    assert before <= round(0.3 * full)
     alpha.fill("0.6")
     alpha.press("Enter")
     expect(page.locator("#a-facts")).not_to_contain_text(f"{before} of {full}", timeout=WAIT)
@@ -100,19 +108,23 @@ def test_another_method_brings_its_own_alpha(visit):
 
 def test_the_recommended_thresholds_can_be_set(visit, coffee, bench, put):
     def kept(*thresholds):
-        look = bench.look(put(coffee["buffer"], "coffee.jpg"), Setting("v1", "upsample_mse", 0.3, 1.0, thresholds))
+        look = bench.look(
+            put(coffee["buffer"], "coffee.jpg"), Setting("v1", "upsample_mse", 0.3, 1.0, thresholds, "2")
+        )
         return f"Vision patches{look.view.layout.num_patches} of"
 
     page = visit()
     fields = [page.locator(f"#a-{name} input") for name in ("fine", "coarse")]
     _choose(page, coffee)
     expect(page.locator("#notice")).to_contain_text("my coffee.jpg", timeout=WAIT)
-    assert not any(field.is_visible() for field in fields)
-    page.locator("#a-method input").click()
-    page.get_by_role("option", name=re.compile("^v1")).click()
+    for method, shown in (("budget", False), ("v1", True)):
+        page.locator("#a-method input").click()
+        page.get_by_role("option", name=re.compile(f"^{method}")).click()
+        for field in fields:
+            expect(field).to_be_visible() if shown else expect(field).to_be_hidden()
     expect(page.locator("#a-facts")).to_contain_text(kept(None, None), timeout=WAIT)
     for field in fields:
-        expect(field).to_have_value("64")
+        expect(field).to_have_value("16")
         field.fill("36")
     expect(page.locator("#a-facts")).to_contain_text(kept(36, 36), timeout=WAIT)
     fields[0].fill("")  # the map's own again
@@ -142,7 +154,7 @@ def test_an_example_brings_its_question_at_a_phones_width(visit):
     page.locator("#examples button").nth(1).click()
     expect(page.locator("#notice")).to_contain_text("page.png", timeout=WAIT)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    for part in ("#photo", "#a-method", "#a-share", "#a-facts", "#a-tiling", "#question", "#ask", "#answer-b"):
+    for part in ("#photo", "#a-method", "#a-fine", "#a-facts", "#a-tiling", "#question", "#ask", "#answer-b"):
         box = page.locator(part).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390, part
     first, second = (page.locator(f"#{name}-tiling").bounding_box() for name in "ab")
