@@ -80,7 +80,7 @@ def unpack(
         return PatchLayout.unpack(image_patch_layout, image_grid_thw, image_patch_counts)
     except InvalidLayoutError as error:  # a reader who never asked for a layout must understand it
         raise InvalidLayoutError(
-            f"{error}. (The layout is that of transformers-apt's adaptive patches, which "
+            f"{error}. (image_patch_layout is that of transformers-apt's adaptive patches, which "
             "patch_selection_method='off' turns off.)"
         ) from None
 
