@@ -107,7 +107,7 @@ def facts(look: Look, name: str, shapes: Shapes) -> str:
         shapes: the page's models.
     """
     layout, shape, label = look.view.layout, shapes.by_name[name], shapes.label(name)
-    everything = PatchLayout.uniform(layout.grid)
+    everything = PatchLayout.uniform(look.view.upstream_grid)
     full, full_tokens = everything.num_patches, everything.num_language_tokens
     tokens = layout.num_language_tokens
     rows = [

@@ -135,7 +135,7 @@ def show(console: Console, rows: list[Row], expected: str | None = None) -> None
         stats = row.stats
         counts = (
             stats["vision_patches"],
-            f"{stats['retention']:.0%}",
+            f"{stats['vision_patches'] / rows[0].stats['vision_patches']:.0%}",  # `fit` has another grid
             stats["language_tokens"],
             stats["dropped_cells"],
         )

@@ -56,6 +56,7 @@ class View:
         settings: all of them, as used: as `thresholds` for `v1` and `v2` one per coarse scale, `None` where the method
             has none; as `drop_tolerance` `None` where nothing is left out.
         sizes: `patch_size`, `temporal_patch_size`, `merge_size`, `min_pixels` and `max_pixels` of the processor.
+        upstream_grid: rows and columns of patches at the size that upstream takes; `fit` may take a smaller one.
         budget_info: the processor's `last_budget_info` of this image.
         notes: warnings, and arguments that the method ignores.
         inherited: `(c, h / m, w / m)`, the colours of cells that were left out, as `reconstruct` takes them.
@@ -67,6 +68,7 @@ class View:
     maps: dict[int, Tensor]
     settings: dict[str, Any]
     sizes: dict[str, int]
+    upstream_grid: tuple[int, int]
     budget_info: dict[str, int | float] | None
     notes: list[str]
     inherited: Tensor | None = None
@@ -205,6 +207,7 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
     layout = _layout_of(output)
     plain: dict[str, Any] = {"patch_selection_method": selection.OFF, "do_rescale": False, "do_normalize": False}
     whole = processor(images=[picture], device=device, return_tensors="pt", **plain)
+    height, width = whole["image_grid_thw"][0, 1:].tolist()
     if budget_info is not None and whole["image_grid_thw"].tolist() != output["image_grid_thw"].tolist():
         most = budget_info["max_pixels"]  # what `fit` chose
         plain["size"] = {"shortest_edge": min(processor.size["shortest_edge"], most), "longest_edge": most}
@@ -236,7 +239,8 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
     notes = [str(warning.message) for warning in caught if warning.category is UserWarning]
     limits = {"min_pixels": processor.size["shortest_edge"], "max_pixels": processor.size["longest_edge"]}
     original = to_picture(processor.process_image(picture, do_convert_rgb=processor.do_convert_rgb))
-    return View(original, resized.cpu(), layout, maps, used, {**sizes, **limits}, budget_info, notes, inherited)
+    full = (height, width)
+    return View(original, resized.cpu(), layout, maps, used, {**sizes, **limits}, full, budget_info, notes, inherited)
 
 
 def _layout_of(output: Mapping[str, Tensor]) -> PatchLayout:
@@ -282,7 +286,7 @@ def stats_of(view: View, name: str) -> dict[str, Any]:
     """
     layout, settings = view.layout, view.settings
     height, width = view.resized.shape[-2:]
-    full = layout.grid[0] * layout.grid[1]
+    full = view.upstream_grid[0] * view.upstream_grid[1]
     by_px = {str(side): layout.patches_by_size.get(side // view.patch_size, 0) for side in view.maps}
     thresholds = settings["thresholds"]
     return {
@@ -303,7 +307,7 @@ def stats_of(view: View, name: str) -> dict[str, Any]:
         "patches": {"full": full, "kept": layout.num_patches, "by_px": by_px},
         "retention": {
             "target": settings["alpha"] if settings["patch_selection_method"] in BUDGETED else None,
-            "actual": layout.retention,
+            "actual": layout.num_patches / full,
         },
         "language_tokens": {"full": full // MERGE_SIZE**2, "kept": layout.num_language_tokens},
         "dropped_cells": layout.dropped_cells,
