@@ -33,7 +33,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"patch_selection_method": "budget", "alpha": 0.2},
     {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"},
     {"patch_selection_method": "joint", "alpha": 0.3, "importance_method": "upsample_mse"},
-    {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]},
+    {"patch_selection_method": "v1", "importance_method": "upsample_mse"},
     dict(RECOMMENDED),
     {"patch_selection_method": FIT, "alpha": 0.45},
 )
