@@ -76,8 +76,8 @@ def header(model: str, family: str, patch_size: int) -> str:
     fine, middle, coarse = (patch_size * size for size in (1, 2, 4))
     return (
         f'<div class="apt-head"><h1>{title(family)}</h1><p>Detailed regions keep {fine}-pixel patches, plain regions '
-        f"become {middle}- or {coarse}-pixel patches, and empty ones can be left out. The vision tower reads one token per "
-        f"patch, the language model "
+        f"become {middle}- or {coarse}-pixel patches, and empty ones can be left out. The vision tower reads one "
+        "token per patch, the language model "
         f"one per {middle}-pixel cell or {coarse}-pixel patch.</p><p>Answers come from {escape(model)}.</p></div>"
     )
 
