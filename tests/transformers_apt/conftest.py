@@ -43,11 +43,15 @@ def patched():
 
 @pytest.fixture(autouse=True)
 def log_reaches_caplog():
-    """transformers keeps its log from the root logger, where caplog listens, except where `CI` is set."""
+    """transformers keeps its log from the root logger, where caplog listens, except where `CI` is set; and a benchmark
+    that ran in this process has silenced it."""
     logger = logging.getLogger("transformers")
-    before, logger.propagate = logger.propagate, True
+    before = logger.propagate, logger.level
+    logger.propagate = True
+    logger.setLevel(logging.WARNING)
     yield
-    logger.propagate = before
+    logger.propagate = before[0]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")
