@@ -18,10 +18,10 @@ import torch
 from loguru import logger
 from numba.core.caching import IndexDataCacheFile
 
-from apt_code import PatchTokenizer, compilation, dropping_kernel, patch_packing_kernel
-from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_l4_kernel, upsample_mse_kernel
+from apt_code import PatchTokenizer, compilation
+from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel
 from apt_code.patch_packing import RowPacker
-from apt_code.selection import best_splits_kernel, budget_kernel, joint_kernel, tiling_kernel
+from tests.apt_code.kernels import KERNELS
 
 SOURCE = """
 from apt_code.compilation import compiled
@@ -230,18 +230,6 @@ def test_without_a_compiler_the_plain_code_runs_not_interpreted_kernels():
 
 
 # -------------------------------------------------------------------- kernels that fail
-
-KERNELS = [
-    (entropy_kernel, "entropies"),
-    (upsample_mse_kernel, "upsample_errors"),
-    (upsample_l4_kernel, "upsample_fourths"),
-    (patch_packing_kernel, "gather_rows"),
-    (budget_kernel, "split_scores"),
-    (joint_kernel, "joint_scores"),
-    (best_splits_kernel, "keep_all_but_best"),
-    (tiling_kernel, "canonical_patches"),
-    (dropping_kernel, "keep_unlike"),
-]
 
 
 def everything(images: torch.Tensor) -> list[torch.Tensor]:

@@ -5,12 +5,12 @@ import sys
 import pytest
 import torch
 
-from apt_code import PatchLayout, PatchTokenizer, dropping_kernel, patch_packing_kernel
-from apt_code.importance import IMPORTANCE_METHODS, entropy_kernel, upsample_l4_kernel, upsample_mse_kernel
+from apt_code import PatchLayout, PatchTokenizer
+from apt_code.importance import IMPORTANCE_METHODS
 from apt_code.importance.entropy import compute_patch_entropy_batched
 from apt_code.patch_packing import RowPacker, pack_patches
-from apt_code.selection import best_splits_kernel, budget_kernel, joint_kernel, tiling_kernel
 from benchmarks.memory import grown
+from tests.apt_code.kernels import KERNELS
 
 SELECTION_KERNELS = ("entropies", "split_scores", "keep_all_but_best", "canonical_patches")
 METHODS = ("v1", "v2", "budget", "joint")
@@ -20,17 +20,7 @@ METHODS = ("v1", "v2", "budget", "joint")
 def launches(monkeypatch):
     """`{kernel: calls}`."""
     counted: dict[str, int] = {}
-    for module, name in (
-        (entropy_kernel, "entropies"),
-        (upsample_mse_kernel, "upsample_errors"),
-        (upsample_l4_kernel, "upsample_fourths"),
-        (patch_packing_kernel, "gather_rows"),
-        (budget_kernel, "split_scores"),
-        (joint_kernel, "joint_scores"),
-        (best_splits_kernel, "keep_all_but_best"),
-        (tiling_kernel, "canonical_patches"),
-        (dropping_kernel, "keep_unlike"),
-    ):
+    for module, name in KERNELS:
         kernel = getattr(module, name)
 
         def count(*args, name=name, kernel=kernel):

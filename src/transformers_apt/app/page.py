@@ -21,7 +21,13 @@ from transformers_apt.models import settings as selection
 HINT = "Drop a photo into the frame, or pick an example."
 MAPS = "Bright cells matter most. Grey cells stick out of the image and are always split."
 BROKEN = "Something went wrong here. The server's log says what; the rest of the page still works."
-LEFT = Setting("v1", "upsample_mse", share=0.45, multiple=1.0, drop="2")
+LEFT = Setting(
+    selection.RECOMMENDED[selection.METHOD],
+    selection.RECOMMENDED["importance_method"],
+    share=0.45,
+    multiple=1.0,
+    drop=f"{selection.RECOMMENDED['drop_tolerance']:g}",
+)
 RIGHT = Setting("off", "upsample_mse", share=0.5, multiple=1.0)
 """What is compared at first: the recommended setting beside upstream."""
 

@@ -60,7 +60,6 @@ class ProcessorMixin(Overlay):
         image_processor = self.image_processor
         if not reach.is_shared(image_processor):
             return upstream(self, images, **kwargs)
-        reach.mark_owned(image_processor, reach.Owner.of(self))
         given = settings.take(kwargs, settings.names_of(image_processor, kwargs))
         return reach.within(reach.Call(image_processor, self, given), upstream, self, images, **kwargs)
 

@@ -188,11 +188,9 @@ def resolve(image_processor: Any, given: Mapping[str, Any], default: str = DEFAU
         TypeError, ValueError: one that cannot be used.
     """
     sources = [given]
-    for source in (lambda: attributes_of(image_processor), of_environment):
-        if not any(
-            _is_off(found.get(METHOD)) for found in sources
-        ):  # then nobody asks what lies further from the call
-            sources.append(source())
+    for ask in (lambda: attributes_of(image_processor), of_environment):
+        if not _is_off(sources[-1].get(METHOD)):  # else nobody asks what lies further from the call
+            sources.append(ask())
     sources = _with_what_they_mean(sources)
     named = {name: value for found in reversed(sources) for name, value in found.items()}
     method = named.get(METHOD, default)
@@ -229,7 +227,9 @@ def _with_what_they_mean(sources: Sequence[Mapping[str, Any]]) -> list[Mapping[s
 
 def _alphas_differ(method: Any, other: Any) -> bool:
     """Whether alpha means one thing to one method and another to the other."""
-    return not (method == other or {method, other} <= set(BUDGETED))
+    if not (isinstance(method, str) and isinstance(other, str)):  # which is refused by its own check
+        return True
+    return method != other and not {method, other} <= set(BUDGETED)
 
 
 def _is_off(method: Any) -> bool:
