@@ -5,6 +5,7 @@ Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` cells of
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from apt_code.compilation import KernelFailedError, can_compile, run_kernel
 
 PAD_VALUE = 1e6
 """Importance of a cell that is not wholly inside the image."""
@@ -113,6 +116,40 @@ def check_scales_of_error(num_scales: int, name: str) -> None:
     """Refuse scales so coarse that `restoration_errors` would not be exact."""
     if num_scales > MOST_SCALES_OF_ERROR:
         raise ValueError(f"num_scales={num_scales} with {name!r}: expected at most {MOST_SCALES_OF_ERROR}")
+
+
+def maps_of_loss(
+    images: Tensor,
+    patch_size: int,
+    num_scales: int,
+    pad_value: float,
+    kernel_of: Callable[[int], Any],
+    per_unit: Callable[[int], float],
+    plain: Callable[[int, float], Tensor],
+) -> dict[int, Tensor]:
+    """A map for each scale of what averaging loses; the finest scale loses nothing, and its map is 0.
+
+    Args:
+        images, patch_size, num_scales, pad_value: as `checked` takes and returns them.
+        kernel_of: by how many pixels of a side are averaged, the compiled form, `None` where it cannot be exact.
+        per_unit: by the same, what a kernel's sum is multiplied by.
+        plain: by the same and `per_unit`, the values of the complete cells, `(b, rows, cols)` float64.
+    """
+    height, width = images.shape[-2:]
+    nothing = images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
+    maps = {patch_size: round_up(nothing, height, width, patch_size, pad_value)}
+    for size in (2**scale for scale in range(1, num_scales)):
+        side, unit = patch_size * size, per_unit(size)
+        kernel = kernel_of(size) if can_compile(images) else None
+        if kernel is not None:
+            with contextlib.suppress(KernelFailedError):
+                values = empty_map(images, side, pad_value)
+                pixels = images.contiguous().numpy()  # one memory layout, so one compilation
+                run_kernel(kernel, pixels, patch_size, size, unit, values)
+                maps[side] = torch.from_numpy(values)
+                continue
+        maps[side] = round_up(plain(size, unit), height, width, side, pad_value)
+    return maps
 
 
 def restoration_errors(images: Tensor, side: int, size: int) -> Tensor:

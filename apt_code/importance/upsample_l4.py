@@ -8,21 +8,20 @@ the squares cannot tell them apart, the mean of the fourth powers can.
 
 from __future__ import annotations
 
-import contextlib
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from apt_code.compilation import KernelFailedError, can_compile, run_kernel
 from apt_code.exact_sum import exact_sum
 from apt_code.importance.common import (
     PAD_VALUE,
     check_scales_of_error,
     checked,
-    empty_map,
     in_parts,
+    maps_of_loss,
     restoration_errors,
-    round_up,
 )
 
 PARTS = 16
@@ -47,37 +46,22 @@ def compute_patch_upsample_l4_batched(
     """
     check_scales_of_error(num_scales, "upsample_l4")
     images, _ = checked(images, patch_size, num_scales)
-    height, width = images.shape[-2:]
-    nothing = images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
-    maps = {patch_size: round_up(nothing, height, width, patch_size, pad_value)}
-    for size in (2**scale for scale in range(1, num_scales)):
-        side = patch_size * size
-        per_unit = 1.0 / (PARTS**4 * images.shape[1] * side**2)
-        if _fits_kernel(images, side, size):
-            with contextlib.suppress(KernelFailedError):
-                maps[side] = _root_compiled(images, patch_size, size, per_unit, pad_value)
-                continue
-        root = (_fourth_powers(images, side, size) * per_unit).sqrt()
-        maps[side] = round_up(root, height, width, side, pad_value)
-    return maps
+
+    def per_unit(size: int) -> float:
+        return 1.0 / (PARTS**4 * images.shape[1] * (patch_size * size) ** 2)
+
+    def plain(size: int, unit: float) -> Tensor:
+        return (_fourth_powers(images, patch_size * size, size) * unit).sqrt()
+
+    kernel_of = partial(_kernel, images, patch_size)
+    return maps_of_loss(images, patch_size, num_scales, pad_value, kernel_of, per_unit, plain)
 
 
-def _fits_kernel(images: Tensor, side: int, size: int) -> bool:
-    if not can_compile(images):
-        return False
+def _kernel(images: Tensor, patch_size: int, size: int) -> Any:
     from apt_code.importance import upsample_l4_kernel
 
-    return upsample_l4_kernel.fourth_powers_fit(images.shape[1], side, size)
-
-
-def _root_compiled(images: Tensor, patch_size: int, size: int, per_unit: float, pad_value: float) -> Tensor:
-    """The finished map of one scale by the compiled kernel."""
-    from apt_code.importance import upsample_l4_kernel
-
-    roots = empty_map(images, patch_size * size, pad_value)
-    pixels = images.contiguous().numpy()  # one memory layout, so one compilation
-    run_kernel(upsample_l4_kernel.upsample_fourths, pixels, patch_size, size, per_unit, roots)
-    return torch.from_numpy(roots)
+    fits = upsample_l4_kernel.fourth_powers_fit(images.shape[1], patch_size * size, size)
+    return upsample_l4_kernel.upsample_fourths if fits else None
 
 
 def _fourth_powers(images: Tensor, side: int, size: int) -> Tensor:

@@ -5,21 +5,20 @@ Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` cells of
 
 from __future__ import annotations
 
-import contextlib
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from apt_code.compilation import KernelFailedError, can_compile, run_kernel
 from apt_code.exact_sum import exact_sum
 from apt_code.importance.common import (
     PAD_VALUE,
     check_scales_of_error,
     checked,
-    empty_map,
     in_parts,
+    maps_of_loss,
     restoration_errors,
-    round_up,
 )
 
 
@@ -33,38 +32,22 @@ def compute_patch_upsample_mse_batched(
     """
     check_scales_of_error(num_scales, "upsample_mse")
     images, span = checked(images, patch_size, num_scales)
-    height, width = images.shape[-2:]
-    channels = images.shape[1]
-    nothing = images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
-    maps = {patch_size: round_up(nothing, height, width, patch_size, pad_value)}
-    for size in (2**scale for scale in range(1, num_scales)):
-        side = patch_size * size
-        per_unit = _error_unit(size) / (channels * side**2)
-        if _fits_error_kernel(images, side, size):
-            with contextlib.suppress(KernelFailedError):
-                maps[side] = _square_error_compiled(images, patch_size, size, per_unit, pad_value)
-                continue
-        mean = _square_error(images, patch_size, size, span) * per_unit
-        maps[side] = round_up(mean, height, width, side, pad_value)
-    return maps
+
+    def per_unit(size: int) -> float:
+        return _error_unit(size) / (images.shape[1] * (patch_size * size) ** 2)
+
+    def plain(size: int, unit: float) -> Tensor:
+        return _square_error(images, patch_size, size, span) * unit
+
+    kernel_of = partial(_kernel, images, patch_size)
+    return maps_of_loss(images, patch_size, num_scales, pad_value, kernel_of, per_unit, plain)
 
 
-def _fits_error_kernel(images: Tensor, side: int, size: int) -> bool:
-    if not can_compile(images):
-        return False
+def _kernel(images: Tensor, patch_size: int, size: int) -> Any:
     from apt_code.importance import upsample_mse_kernel
 
-    return upsample_mse_kernel.upsample_errors_fit(images.shape[1], side, size)
-
-
-def _square_error_compiled(images: Tensor, patch_size: int, size: int, per_unit: float, pad_value: float) -> Tensor:
-    """The finished map of one scale by the compiled kernel."""
-    from apt_code.importance import upsample_mse_kernel
-
-    errors = empty_map(images, patch_size * size, pad_value)
-    pixels = images.contiguous().numpy()  # one memory layout, so one compilation
-    run_kernel(upsample_mse_kernel.upsample_errors, pixels, patch_size, size, per_unit, errors)
-    return torch.from_numpy(errors)
+    fits = upsample_mse_kernel.upsample_errors_fit(images.shape[1], patch_size * size, size)
+    return upsample_mse_kernel.upsample_errors if fits else None
 
 
 def _square_error(images: Tensor, patch_size: int, size: int, span: float) -> Tensor:
