@@ -2,8 +2,10 @@
 
 import numpy as np
 import torch
+from transformers import Qwen2VLVideoProcessor
 
 from apt_code import PatchLayout
+from transformers_apt.embedded.tiny_checkpoint import build_tokenizer
 
 VISUAL = ("pixel_values", "image_grid_thw", "image_patch_layout", "image_patch_counts")
 """What a processor returns of images."""
@@ -19,6 +21,16 @@ def visual(batch):
 
 def layouts_of(output):
     return PatchLayout.unpack(output["image_patch_layout"], output["image_grid_thw"], output["image_patch_counts"])
+
+
+def is_stock(output):
+    """Upstream's: a row for each cell of the grid, and no layout."""
+    return "image_patch_layout" not in output and len(output["pixel_values"]) == int(output["image_grid_thw"].prod())
+
+
+def of_family(processor_class, image_processor):
+    """A processor of Qwen2-VL's shape, with this image processor."""
+    return processor_class(image_processor, build_tokenizer(), Qwen2VLVideoProcessor())
 
 
 def naive_rows(image, layout, image_processor):

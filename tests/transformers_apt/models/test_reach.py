@@ -13,25 +13,16 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
 )
 from transformers.utils import logging as transformers_logging
 
+from tests.transformers_apt.models.references import BUDGET, is_stock, of_family
 from transformers_apt.embedded.tiny_checkpoint import build_tokenizer
 from transformers_apt.models.programs import PROGRAMS
 
 BACKENDS = [Qwen2VLImageProcessor, Qwen2VLImageProcessorPil]
-BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
-
-
-def is_stock(output):
-    return "image_patch_layout" not in output and len(output["pixel_values"]) == int(output["image_grid_thw"].prod())
-
-
-def of_family(processor_class, image_processor):
-    return processor_class(image_processor, build_tokenizer(), Qwen2VLVideoProcessor())
 
 
 @pytest.fixture
