@@ -12,9 +12,14 @@ DEMO_ARGS ?=
 APP_ARGS ?=
 TEST_ARGS ?=
 COVERAGE_MIN ?= 95
+WORKERS ?= 2
 BENCH_OUTPUT ?= runs/bench
 READING_ARGS ?=
 FLOOR := 5.18.0
+
+# Files of tests are shared among WORKERS processes, of one thread each: most tests are small, and waiting for others.
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+test test-with: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install demo app browser test test-with test-floor test-bystanders test-vllm fuzz audit lint format \
@@ -50,7 +55,7 @@ browser: ## install Chromium for the web page's tests, where it is missing and a
 	else echo "No Chromium: the web page's browser tests will be skipped. To run them, install it (Debian: apt-get install chromium)."; fi
 
 test: $(STAMP) browser ## run the tests with coverage; some of them: make test TEST_ARGS="-k hook" COVERAGE_MIN=0
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(TEST_ARGS)
+	$(BIN)/python $(PYTEST) --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(TEST_ARGS)
 
 # An environment that finds torch and the rest in the main one behind it.
 define LAYER
@@ -106,7 +111,7 @@ $(VENV)-%/.installed: pyproject.toml constraints.txt src/transformers_apt.pth sr
 test-with: ## the tests of the patch with another transformers: make test-with TRANSFORMERS=5.20.0
 	@test -n "$(TRANSFORMERS)" || { echo "Say which: make test-with TRANSFORMERS=5.20.0"; exit 1; }
 	$(MAKE) $(WITH)/.installed
-	$(WITH)/bin/python -m pytest $(VERSION_TESTS) $(VERSION_TESTS_LEAVE_OUT:%=--ignore=%) $(TEST_ARGS)
+	$(WITH)/bin/python $(PYTEST) $(VERSION_TESTS) $(VERSION_TESTS_LEAVE_OUT:%=--ignore=%) $(TEST_ARGS)
 
 test-floor: ## the same with the oldest supported transformers
 	$(MAKE) test-with TRANSFORMERS=$(FLOOR)
