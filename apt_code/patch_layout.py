@@ -273,6 +273,19 @@ class PatchLayout:
         return self.patches[starts_token, :2] // MERGE_SIZE
 
     @property
+    def parts(self) -> PatchLayout:
+        """The base patches that coarse patches cover: of one after the other, each row by row.
+
+        A list of places to cut pixels at, as `pack_patches` takes it, and no tiling: its order is not canonical.
+        """
+        coarse = self.patches[self.sizes > 1]
+        areas = coarse[:, 2] ** 2
+        row, col, size = coarse.repeat_interleave(areas, dim=0).unbind(1)
+        number = torch.arange(len(row), device=row.device) - (areas.cumsum(0) - areas).repeat_interleave(areas)
+        places = torch.stack([row + number // size, col + number % size], dim=1)
+        return PatchLayout(self.grid, F.pad(places, (0, 1), value=1))
+
+    @property
     def next_position(self) -> int:
         """How far the text after the image moves on, in M-RoPE positions: upstream's `max(h, w) // merge_size`."""
         return max(self.grid) // MERGE_SIZE

@@ -130,6 +130,8 @@ class RowPacker:
                 f"images of {images.shape[1]} channel(s) make rows of {self.row_length(images)} values, got room for "
                 f"{rows.shape[1]}; pass images of one number of channels, for example all in RGB"
             )
+        if not any(layout.num_patches for layout in layouts):
+            return
         whole = images.shape[-2] % self.patch_size == 0 and images.shape[-1] % self.patch_size == 0
         if whole and can_compile(images):
             with contextlib.suppress(KernelFailedError):

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from transformers_apt.embedded import Example
 from transformers_apt.embedded.asking import answer, decode_answer, load_photo, preprocess_for
-from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
+from transformers_apt.models.layouts import KEYS
 from transformers_apt.models.settings import FIT, RECOMMENDED
 from transformers_apt.models.stats import patch_stats
 
@@ -70,7 +70,7 @@ def measure(
     preprocess = partial(preprocess_for, model, processor, image, prompt)
 
     def tower(inputs: Any) -> Any:
-        names = ("pixel_values", "image_grid_thw", LAYOUT_KEY, COUNTS_KEY)
+        names = ("pixel_values", "image_grid_thw", *KEYS)
         return model.model.get_image_features(**{name: inputs[name] for name in names if name in inputs})
 
     def generate(inputs: Any) -> Any:

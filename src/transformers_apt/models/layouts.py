@@ -17,6 +17,14 @@ COUNTS_KEY = "image_patch_counts"
 """The key of the patches of each image, `(images,)` int64. Outputs of earlier releases lack it: their layouts leave no
 cell out, so that they are cut by area."""
 
+PARTS_KEY = "image_patch_parts"
+"""The key of the base patches that each coarse patch covers, `(sum of size² over the coarse patches, c·t·p·p)`: of one
+coarse patch after the other, as they stand in the layouts, each row by row. Made only where `patch_parts` asks for it.
+"""
+
+KEYS = (LAYOUT_KEY, COUNTS_KEY, PARTS_KEY)
+"""What a processor may return of images beside upstream's keys."""
+
 LOST_LAYOUT = (
     "pass everything the processor returned, or preprocess with patch_selection_method='off'. (transformers-apt, "
     "which is installed here, makes fewer patches of an image and says in image_patch_layout where they are; "
@@ -85,8 +93,13 @@ def unpack(
         ) from None
 
 
-def num_rows(pixel_values: torch.Tensor, vision_config: Any) -> int:
+def num_rows(pixel_values: torch.Tensor, vision_config: Any, name: str = "pixel_values") -> int:
     """Patches in `pixel_values`, of any shape that the tower of this vision config takes for rows.
+
+    Args:
+        pixel_values: or other rows of pixels.
+        vision_config: of the model.
+        name: the key of the rows, for the error.
 
     Raises:
         InvalidLayoutError: the rows are those of another patch size.
@@ -96,7 +109,7 @@ def num_rows(pixel_values: torch.Tensor, vision_config: Any) -> int:
     found = pixel_values.shape[1] if pixel_values.ndim == 2 else row
     if found and found % row and row % found:  # the tower takes whole rows and equal parts of them
         raise InvalidLayoutError(
-            f"pixel_values has rows of {found} values, expected {row}, a patch of {size}×{size} px in "
+            f"{name} has rows of {found} values, expected {row}, a patch of {size}×{size} px in "
             f"{vision_config.temporal_patch_size} frames: another family's processor made them; load the processor "
             "from the model's own checkpoint"
         )
@@ -149,14 +162,15 @@ def refuse_mixed_scales(
         )
 
 
-def refuse_lone_counts(image_patch_counts: torch.Tensor | None) -> None:
-    """Refuse the counts of patches that came without the layout that they cut.
+def refuse_lone(image_patch_counts: torch.Tensor | None, image_patch_parts: torch.Tensor | None) -> None:
+    """Refuse what came without the layout that says how to cut it.
 
     Raises:
-        InvalidLayoutError: there are counts.
+        InvalidLayoutError: there is one of them.
     """
-    if image_patch_counts is not None:
-        raise InvalidLayoutError(f"image_patch_counts without image_patch_layout; {LOST_LAYOUT}")
+    for name, value in ((COUNTS_KEY, image_patch_counts), (PARTS_KEY, image_patch_parts)):
+        if value is not None:
+            raise InvalidLayoutError(f"{name} without image_patch_layout; {LOST_LAYOUT}")
 
 
 def refuse_missing_placeholders(mm_token_type_ids: torch.Tensor, mask: torch.Tensor | None, grids: Any) -> None:

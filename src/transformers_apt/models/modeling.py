@@ -11,11 +11,13 @@ from apt_code.patch_layout import PatchLayout
 from transformers_apt.engine.overlay import Overlay, overrides
 from transformers_apt.models.layouts import (
     COUNTS_KEY,
+    KEYS,
     LAYOUT_KEY,
+    PARTS_KEY,
     MixedScaleGrid,
     num_rows,
     refuse_layout_without_pixels,
-    refuse_lone_counts,
+    refuse_lone,
     refuse_missing_placeholders,
     refuse_mixed_scales,
     refuse_other_placeholders,
@@ -32,6 +34,7 @@ def mixed_scale_image_features(
     image_grid_thw: Any,
     image_patch_layout: torch.Tensor,
     image_patch_counts: torch.Tensor | None,
+    image_patch_parts: torch.Tensor | None,
     **kwargs: Any,
 ) -> Any:
     """Upstream's `get_image_features` for a mixed-scale sequence: `pooler_output` holds one tensor per image, and so
@@ -40,7 +43,11 @@ def mixed_scale_image_features(
     layouts = unpack(image_patch_layout, image_grid_thw, image_patch_counts, rows)
     pixel_values = pixel_values.type(self.visual.dtype)
     outputs = self.visual(
-        pixel_values, grid_thw=image_grid_thw, patch_layout=layouts, **{**kwargs, "return_dict": True}
+        pixel_values,
+        grid_thw=image_grid_thw,
+        patch_layout=layouts,
+        patch_parts=image_patch_parts,
+        **{**kwargs, "return_dict": True},
     )
     tokens = [layout.num_language_tokens for layout in layouts]
     outputs.pooler_output = torch.split(outputs.pooler_output, tokens)
@@ -52,11 +59,11 @@ def mixed_scale_image_features(
 class MultimodalModel(Overlay):
     """Modifications:
 
-    - `get_image_features` takes `image_patch_layout` and `image_patch_counts` (`generate` reads its signature), and
-      hands the layouts to the tower;
+    - `get_image_features` takes `image_patch_layout`, `image_patch_counts` and `image_patch_parts` (`generate` reads
+      its signature), and hands the layouts and the parts to the tower;
     - `get_rope_index` and `get_vision_position_ids` place each language token at its top-left merge cell; where
       upstream fails for want of placeholders, the error says that a layout may be missing;
-    - `forward` takes both, and computes position ids from them where upstream would from the grid; with a
+    - `forward` takes all three, and computes position ids from them where upstream would from the grid; with a
       layout but neither pixels nor features it would read the bare placeholders, and refuses to.
     """
 
@@ -69,12 +76,13 @@ class MultimodalModel(Overlay):
         *,
         image_patch_layout: torch.Tensor | None = None,
         image_patch_counts: torch.Tensor | None = None,
+        image_patch_parts: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         if image_patch_layout is not None:
-            mixed = (image_grid_thw, image_patch_layout, image_patch_counts)
+            mixed = (image_grid_thw, image_patch_layout, image_patch_counts, image_patch_parts)
             return mixed_scale_image_features(self, pixel_values, *mixed, **kwargs)
-        refuse_lone_counts(image_patch_counts)
+        refuse_lone(image_patch_counts, image_patch_parts)
         return upstream(self, pixel_values, image_grid_thw, **kwargs)
 
     @overrides("start_position", "grid_thw", "device")
@@ -102,7 +110,7 @@ class MultimodalModel(Overlay):
         del given["self"]
         types, mask, grids = given["mm_token_type_ids"], given.get("attention_mask"), given.get("image_grid_thw")
         if image_patch_layout is None:
-            refuse_lone_counts(image_patch_counts)
+            refuse_lone(image_patch_counts, None)
             # `generate` computes positions before it encodes the images, and hands on everything it has
             refuse_mixed_scales(given.get("pixel_values"), grids, self.config.vision_config)
             try:
@@ -124,10 +132,11 @@ class MultimodalModel(Overlay):
         *args: Any,
         image_patch_layout: torch.Tensor | None = None,
         image_patch_counts: torch.Tensor | None = None,
+        image_patch_parts: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         if image_patch_layout is None:
-            refuse_lone_counts(image_patch_counts)
+            refuse_lone(image_patch_counts, image_patch_parts)
             return upstream(self, *args, **kwargs)
         mixed = _present(image_patch_layout, image_patch_counts)
         given = inspect.signature(upstream).bind_partial(self, *args, **kwargs).arguments
@@ -143,15 +152,12 @@ class MultimodalModel(Overlay):
                 **{name: given[name] for name in names}, **mixed
             )
         del given["self"]
-        return upstream(self, **given, **mixed)
+        return upstream(self, **given, **mixed, **_present(None, None, image_patch_parts))
 
 
-def _present(
-    image_patch_layout: torch.Tensor | None, image_patch_counts: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    """Those of the two that are there, by their names."""
-    both = {LAYOUT_KEY: image_patch_layout, COUNTS_KEY: image_patch_counts}
-    return {name: value for name, value in both.items() if value is not None}
+def _present(*values: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Of what a processor returned under `KEYS`, in their order, what is there, by its name."""
+    return {name: value for name, value in zip(KEYS, values, strict=False) if value is not None}
 
 
 def _missing_tail(
@@ -175,11 +181,12 @@ def _missing_tail(
 class ForConditionalGeneration(Overlay):
     """Modifications:
 
-    - `forward` names `image_patch_layout` and `image_patch_counts`, as `generate` demands of every input, and passes
-      them on;
+    - `forward` names `image_patch_layout`, `image_patch_counts` and `image_patch_parts`, as `generate` demands of all
+      inputs, and passes them on;
     - `_validate_model_kwargs` takes them also where somebody's own `forward` does not name them, but takes `**kwargs`;
     - `_prepare_position_ids_for_generation`, where `generate` still has all inputs, refuses a layout without pixels;
-    - `_expand_inputs_for_generation` repeats a layout image by image, as the grids are, and not row by row.
+    - `_expand_inputs_for_generation` repeats a layout and its parts image by image, as the grids are, and not row by
+      row.
     """
 
     @overrides("expand_size")
@@ -191,14 +198,16 @@ class ForConditionalGeneration(Overlay):
         if layout is not None and grids is not None:  # else the images are encoded, and nobody looks at layouts again
             images = unpack(layout, grids, model_kwargs.get(COUNTS_KEY))
             expanded[LAYOUT_KEY] = torch.cat([image.patches.repeat(expand_size, 1) for image in images])
+            if model_kwargs.get(PARTS_KEY) is not None:
+                parts = model_kwargs[PARTS_KEY].split([image.parts.num_patches for image in images])
+                expanded[PARTS_KEY] = torch.cat([rows.repeat(expand_size, 1) for rows in parts])
         return input_ids, expanded
 
     @overrides("model_kwargs")
     def _validate_model_kwargs(upstream: Any, self: Any, model_kwargs: dict[str, Any]) -> None:
         parameters = inspect.signature(self.forward).parameters.values()
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            ours = (LAYOUT_KEY, COUNTS_KEY)
-            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in ours}
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in KEYS}
         upstream(self, model_kwargs)
 
     @overrides("inputs_tensor", "model_kwargs")
@@ -219,6 +228,8 @@ class ForConditionalGeneration(Overlay):
         *args: Any,
         image_patch_layout: torch.Tensor | None = None,
         image_patch_counts: torch.Tensor | None = None,
+        image_patch_parts: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        return upstream(self, *args, **kwargs, **_present(image_patch_layout, image_patch_counts))
+        mixed = _present(image_patch_layout, image_patch_counts, image_patch_parts)
+        return upstream(self, *args, **kwargs, **mixed)

@@ -19,7 +19,7 @@ from transformers.image_processing_utils import BatchFeature
 from apt_code.patch_layout import MERGE_SIZE
 from apt_code.patch_packing import Affine
 from transformers_apt.models import families, pixels, reach, settings
-from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
+from transformers_apt.models.layouts import COUNTS_KEY, KEYS, LAYOUT_KEY, PARTS_KEY
 from transformers_apt.models.programs import calling_program
 from transformers_apt.models.selector import PatchSelector
 from transformers_apt.models.settings import OFF, logger
@@ -88,26 +88,32 @@ def preprocess(
     images = arguments["images"]
     ranges = adaptive_ranges(call, resolved, images, arguments)
     if ranges is None:
-        _last_calls.by_processor[image_processor] = LastCall([None] * len(images), adaptive=False)
+        _last_calls.by_processor[image_processor] = LastCall([None] * len(images), keys=())
         return upstream(image_processor, **arguments)
     select = PatchSelector.of_call(resolved.values, arguments, normalise, affine())
     found = select(images, pixels.are_readable(ranges), resize)
-    _last_calls.by_processor[image_processor] = LastCall(found.infos, adaptive=True)
-    grids = [[1, *layout.grid] for layout in found.layouts]
-    patches = torch.cat([layout.patches for layout in found.layouts])
-    counts = torch.tensor([layout.num_patches for layout in found.layouts], dtype=torch.int64, device="cpu")
-    data: dict[str, Any]
+    _last_calls.by_processor[image_processor] = LastCall(found.infos, _keys_with(resolved.values))
+    # the grids, as upstream has them, on the default device
+    data = {
+        "pixel_values": found.rows,
+        "image_grid_thw": torch.tensor([[1, *layout.grid] for layout in found.layouts], dtype=torch.int64),
+        LAYOUT_KEY: torch.cat([layout.patches for layout in found.layouts]),
+        COUNTS_KEY: torch.tensor([layout.num_patches for layout in found.layouts], dtype=torch.int64, device="cpu"),
+    }
+    if found.parts is not None:
+        data[PARTS_KEY] = found.parts
     if isinstance(images[0], np.ndarray):  # the PIL backend's; without `return_tensors` they stay what they are
-        data = {
-            "pixel_values": found.rows.numpy(),
-            "image_grid_thw": np.array(grids, np.int64),
-            LAYOUT_KEY: patches.numpy(),
-            COUNTS_KEY: counts.numpy(),
-        }
-    else:  # the grids, as upstream has them, on the default device
-        grid_thw = torch.tensor(grids, dtype=torch.int64)
-        data = {"pixel_values": found.rows, "image_grid_thw": grid_thw, LAYOUT_KEY: patches, COUNTS_KEY: counts}
+        return BatchFeature(
+            {name: x.cpu().numpy() for name, x in data.items()}, tensor_type=arguments["return_tensors"]
+        )
     return BatchFeature(data, tensor_type=arguments["return_tensors"])
+
+
+def _keys_with(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys that a call with these settings returns beside upstream's."""
+    if values[settings.METHOD] == OFF:
+        return ()
+    return KEYS if values["patch_parts"] else (LAYOUT_KEY, COUNTS_KEY)
 
 
 # -------------------------------------------------------------------- adaptive or not
@@ -208,10 +214,10 @@ def _obstacle(images: Sequence[Any], arguments: Mapping[str, Any]) -> str | None
 
 @dataclass(frozen=True)
 class LastCall:
-    """What an image processor's last call did: the budget info of each image, and whether there are layouts."""
+    """What an image processor's last call did: the budget info of each image, and its keys beside upstream's."""
 
     infos: list[dict[str, Any] | None]
-    adaptive: bool
+    keys: tuple[str, ...]
 
 
 class _LastCalls(threading.local):
@@ -238,13 +244,13 @@ def last_budget_info(self: Any) -> list[dict[str, Any] | None] | None:
     return None if last is None else last.infos
 
 
-def makes_layouts(processor: Any) -> bool:
-    """Whether this thread's last call of a processor returned a layout; before the first, whether a call would."""
+def keys_of(processor: Any) -> tuple[str, ...]:
+    """What this thread's last call of a processor returned beside upstream's keys; before it, what a call would."""
     image_processor = processor.image_processor
     if not reach.is_shared(image_processor):
-        return False
+        return ()
     last = _last_calls.by_processor.get(image_processor)
     if last is not None:
-        return last.adaptive
+        return last.keys
     default = reach.default_of_call(reach.Call(image_processor, processor), image_processor.patch_size)
-    return settings.resolve(image_processor, {}, default.method).method != OFF
+    return _keys_with(settings.resolve(image_processor, {}, default.method).values)

@@ -7,15 +7,15 @@ import torch
 from apt_code.patch_layout import PatchLayout
 from transformers_apt.engine.overlay import Overlay, overrides
 from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
-from transformers_apt.models.preprocessing import makes_layouts
+from transformers_apt.models.preprocessing import keys_of
 
 
 class Processor(Overlay):
     """Modifications:
 
     - `replace_image_token`: as many placeholders as the image's tiling has language tokens;
-    - `model_input_names` names `image_patch_layout` and `image_patch_counts` after a call that made layouts; before
-      this thread's first call of the image processor, where one would.
+    - `model_input_names` names `image_patch_layout`, `image_patch_counts` and `image_patch_parts`, those of them that
+      the last call made; before this thread's first call of the image processor, those that one would.
 
     The settings come through upstream's own `images_kwargs`. `_get_num_multimodal_tokens` stays upstream's: exact for
     `"off"`, an upper bound for the other methods.
@@ -40,4 +40,4 @@ class Processor(Overlay):
     @overrides()
     def model_input_names(upstream: Any, self: Any) -> list[str]:
         names = upstream(self)
-        return [*names, LAYOUT_KEY, COUNTS_KEY] if LAYOUT_KEY not in names and makes_layouts(self) else names
+        return [*names, *(name for name in keys_of(self) if name not in names)]

@@ -53,11 +53,13 @@ class Selection:
     Attributes:
         rows: `(n, c·t·p·p)` float32, the rows of all images.
         layouts, infos: each image's layout and budget info.
+        parts: `(m, c·t·p·p)` float32, the base patches that each coarse patch covers, where they were asked for.
     """
 
     rows: Tensor
     layouts: list[PatchLayout]
     infos: list[dict[str, Any] | None]
+    parts: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class PatchSelector:
             chosen = [self._fit(*one, resize) for one in zip(images, chosen, readable, strict=True)]
             batches = self._batches([one.image for one in chosen])
         layouts = [one.layout for one in chosen]
-        return Selection(self._rows(batches, layouts), layouts, [one.info for one in chosen])
+        parts = self._rows(batches, [layout.parts for layout in layouts]) if self.settings["patch_parts"] else None
+        return Selection(self._rows(batches, layouts), layouts, [one.info for one in chosen], parts)
 
     def choose(self, batches: Batches, readable: Sequence[bool]) -> list[Choice]:
         """Choose the patches of resized images.
@@ -210,7 +213,7 @@ class PatchSelector:
         return Choice(found.image, found.layout, info)
 
     def _rows(self, batches: Batches, layouts: Sequence[PatchLayout]) -> Tensor:
-        """The rows of all images, in their order."""
+        """The rows of all images, in their order, of the patches that the layouts list."""
         starts = [0, *itertools.accumulate(layout.num_patches for layout in layouts)]
         first = batches[0][0]
         rows = torch.empty((starts[-1], self.pack.row_length(first)), dtype=torch.float32, device=first.device)

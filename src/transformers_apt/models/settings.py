@@ -48,6 +48,7 @@ DEFAULTS: Mapping[str, Any] = {
     "thresholds": None,
     "drop_tolerance": None,
     "max_language_tokens": None,
+    "patch_parts": False,
 }
 """The settings:
 
@@ -64,10 +65,13 @@ DEFAULTS: Mapping[str, Any] = {
   to within this many grey levels, are left out: no vision patch, no language token. 2 is recommended. `None` leaves
   nothing out; since that means "not given" in a call, `"off"` says so there.
 - `max_language_tokens`: for `"fit"`, the most language tokens of an image, 1 or more, whatever its size.
+- `patch_parts`: with any method but `"off"`, whether coarse patches come at full resolution as well, in
+  `image_patch_parts`, for a model with a branch that reads them (`transformers_apt.training`).
 """
 
-OF_THE_TOKENIZER = tuple(name for name in DEFAULTS if name != "max_language_tokens")
-"""Those that `PatchTokenizer` takes as well; it is given resized images, so a resolution is not its to choose."""
+OF_THE_TOKENIZER = tuple(name for name in DEFAULTS if name not in ("max_language_tokens", "patch_parts"))
+"""Those that `PatchTokenizer` takes as well. It is given resized images, so a resolution is not its to choose, and it
+makes no rows."""
 
 ASKS_FOR: Mapping[str, str] = {"max_language_tokens": FIT, "thresholds": "v1"}
 """Settings that ask for a method by themselves, where none is named."""
@@ -79,7 +83,7 @@ RECOMMENDED: Mapping[str, Any] = {METHOD: "v1", **OF_A_METHOD[FIT]}
 """What loses no text and saves most: docs/reading.md, docs/quality.md."""
 
 USED_BY: Mapping[str, frozenset[str]] = {
-    **{name: method.reads | {"drop_tolerance"} for name, method in SELECTION_METHODS.items()},
+    **{name: method.reads | {"drop_tolerance", "patch_parts"} for name, method in SELECTION_METHODS.items()},
     FIT: frozenset(DEFAULTS) - {METHOD},
     OFF: frozenset(),
 }
@@ -93,6 +97,7 @@ def check_selection(
     thresholds: Sequence[float] | None = None,
     drop_tolerance: float | str | None = None,
     max_language_tokens: int | None = None,
+    patch_parts: bool | None = None,
 ) -> None:
     """Refuse settings that cannot be used; `None` stands for "not given".
 
@@ -122,6 +127,8 @@ def check_selection(
             )
         if max_language_tokens < 1:
             raise ValueError(f"max_language_tokens={max_language_tokens}: expected 1 or more")
+    if not (patch_parts is None or isinstance(patch_parts, bool)):
+        raise TypeError(f"patch_parts={patch_parts!r} of type {type(patch_parts).__name__}: expected True or False")
 
 
 def names_of(image_processor: Any, named: Collection[str] = ()) -> tuple[str, ...]:

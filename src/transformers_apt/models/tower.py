@@ -12,7 +12,8 @@ from transformers.utils.generic import get_max_seqlen
 
 from apt_code.patch_layout import PatchLayout
 from transformers_apt.engine.overlay import Overlay, overrides
-from transformers_apt.models.layouts import num_rows, refuse_lone_counts, refuse_mixed_scales, unpack
+from transformers_apt.models import branch
+from transformers_apt.models.layouts import num_rows, refuse_lone, refuse_mixed_scales, unpack
 
 PRECOMPUTED = (
     "position_ids", "cu_seqlens", "max_seqlen", "interp_indices", "interp_weights", "window_index",
@@ -27,18 +28,24 @@ class MixedSequence:
     Args:
         layouts: one per image.
         device: where the tower computes.
+        parts: `(m, c·t·p·p)`, the base patches that coarse patches cover, for a tower with a branch.
 
     Attributes:
         centres: `(n, 2)` float32 `(row, col)`, each patch's own, in base units.
         lengths: `(images,)` int32 on the host, patches of each image.
     """
 
-    def __init__(self, layouts: list[PatchLayout], device: torch.device) -> None:
+    def __init__(self, layouts: list[PatchLayout], device: torch.device, parts: Tensor | None = None) -> None:
         self.layouts = layouts
         self.device = device
+        self.parts = parts
         self.centres = torch.cat([layout.centres for layout in layouts]).to(device)
         self.lengths = torch.tensor([layout.num_patches for layout in layouts], dtype=torch.int32, device="cpu")
         self._starts = F.pad(self.lengths.cumsum(0), (1, 0)).tolist()
+
+    def embed(self, tower: Any, rows: Tensor) -> Tensor:
+        """`rows (n, c·t·p·p)` -> `(n, d)`: the tower's patch embedding, with what its branch adds, if it has one."""
+        return branch.embed(tower, rows, self.parts, self.layouts)
 
     def segments(self, lengths: Tensor, config: Any) -> dict[str, Any]:
         """`cu_seqlens` and `max_seqlen` of attention segments of these lengths, as a tower's block takes them."""
@@ -81,8 +88,20 @@ class VisionTower(Overlay):
 
     - `forward` takes `patch_layout`, the concatenated layouts (and `patch_counts`) or a list of checked ones, and then
       runs the family's `mixed_scale_forward`; without it, pixels that are not one row per cell of the grid are refused
-      instead of being read at wrong places.
+      instead of being read at wrong places;
+    - where its config speaks of a branch (`models.branch`), the tower is built with one, which reads `patch_parts`.
     """
+
+    @overrides("config")
+    def __init__(upstream: Any, self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        upstream(self, config, *args, **kwargs)
+        branch.build_as_configured(self)
+
+    @overrides("module")
+    def _init_weights(upstream: Any, self: Any, module: nn.Module) -> None:
+        upstream(self, module)
+        if isinstance(module, branch.PatchBranch):
+            module.start_at_zero()
 
     @overrides("hidden_states", "grid_thw")
     def forward(
@@ -93,15 +112,16 @@ class VisionTower(Overlay):
         *,
         patch_layout: Tensor | list[PatchLayout] | None = None,
         patch_counts: Tensor | None = None,
+        patch_parts: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         precomputed = sorted(set(kwargs) & set(PRECOMPUTED))
         if patch_layout is None:
-            refuse_lone_counts(patch_counts)
+            refuse_lone(patch_counts, patch_parts)
             positions = kwargs.get("position_ids")
             if positions is not None or not precomputed:
                 refuse_mixed_scales(hidden_states, grid_thw, self.config, positions)
-            return upstream(self, hidden_states, grid_thw, **kwargs)
+            return branch.tie(self, upstream(self, hidden_states, grid_thw, **kwargs))
         if not isinstance(patch_layout, list):
             patch_layout = unpack(patch_layout, grid_thw, patch_counts, num_rows(hidden_states, self.config))
         if precomputed:
@@ -109,4 +129,6 @@ class VisionTower(Overlay):
                 f"image_{precomputed[0]} with image_patch_layout: what it holds follows from the layout; leave it "
                 "out, or preprocess with patch_selection_method='off'"
             )
-        return self.mixed_scale_forward(hidden_states, MixedSequence(patch_layout, hidden_states.device), **kwargs)
+        parts = branch.checked_parts(self, patch_parts, patch_layout)
+        sequence = MixedSequence(patch_layout, hidden_states.device, parts)
+        return self.mixed_scale_forward(hidden_states, sequence, **kwargs)

@@ -58,7 +58,7 @@ def mixed_scale_forward(
     """
     order, lengths = windows_of(sequence.layouts, self.window_size // self.patch_size)
     place, order = order.argsort().to(sequence.device), order.to(sequence.device)
-    hidden_states = self.patch_embed(hidden_states)[order]
+    hidden_states = sequence.embed(self, hidden_states)[order]
     position_embeddings = self.rotary_pos_emb(hidden_states, sequence.centres[order])
     windows, images = sequence.segments(lengths, self.config), sequence.images(self.config)
     for number, block in enumerate(self.blocks):

@@ -23,6 +23,7 @@ class Qwen2VLImageProcessorPil(Overlay):
     thresholds = Qwen2VLImageProcessor.thresholds
     drop_tolerance = Qwen2VLImageProcessor.drop_tolerance
     max_language_tokens = Qwen2VLImageProcessor.max_language_tokens
+    patch_parts = Qwen2VLImageProcessor.patch_parts
     last_budget_info = Qwen2VLImageProcessor.last_budget_info
     __init__ = Qwen2VLImageProcessor.__init__
     from_pretrained = Qwen2VLImageProcessor.from_pretrained

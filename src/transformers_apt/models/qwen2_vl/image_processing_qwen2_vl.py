@@ -19,13 +19,14 @@ from transformers_apt.models.checkpoints import processor_class_of
 class Qwen2VLImageProcessor(Overlay):
     """Modifications:
 
-    - six settings, as class attributes; the constructor and `from_pretrained` set them, upstream's `to_dict` saves
+    - seven settings, as class attributes; the constructor and `from_pretrained` set them, upstream's `to_dict` saves
       those that somebody set. `valid_kwargs` stays upstream's;
     - `from_pretrained`, `from_dict`, `__getstate__` and `__setstate__` (a copy, or one that was pickled) keep note of
       the processor that it belongs to;
     - `__call__` and `preprocess` take them, and hand them past upstream's check of arguments;
     - `_preprocess` selects patches after resizing, and normalises only those that are kept; it returns
-      `image_patch_layout` and `image_patch_counts` beside `pixel_values`. With `"off"` it is upstream's own.
+      `image_patch_layout` and `image_patch_counts` beside `pixel_values`, and where `patch_parts` asks for it
+      `image_patch_parts`. With `"off"` it is upstream's own.
     - `last_budget_info`, what `budget`, `joint` or `fit` did to each image of this thread's last call.
 
     `get_number_of_image_patches` stays upstream's: exact for `"off"`, an upper bound for the other methods.
@@ -39,6 +40,7 @@ class Qwen2VLImageProcessor(Overlay):
     thresholds = settings.DEFAULTS["thresholds"]
     drop_tolerance = settings.DEFAULTS["drop_tolerance"]
     max_language_tokens = settings.DEFAULTS["max_language_tokens"]
+    patch_parts = settings.DEFAULTS["patch_parts"]
     last_budget_info = preprocessing.last_budget_info
 
     @overrides()

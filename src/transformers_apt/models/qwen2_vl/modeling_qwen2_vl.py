@@ -23,7 +23,7 @@ def mixed_scale_forward(
 
     `hidden_states (n, c·t·p·p)` -> `last_hidden_state (n, d)`, `pooler_output (t, hidden_size)`
     """
-    hidden_states = self.patch_embed(hidden_states)
+    hidden_states = sequence.embed(self, hidden_states)
     position_embeddings = self.rotary_pos_emb(hidden_states, sequence.centres)
     segments = sequence.images(self.config)
     for block in self.blocks:

@@ -23,7 +23,7 @@ def mixed_scale_forward(self: Any, hidden_states: Tensor, sequence: MixedSequenc
     `hidden_states (n, c·t·p·p)` -> `last_hidden_state (n, d)`, `pooler_output (t, hidden_size)`,
     `deepstack_features` `(t, hidden_size)` each
     """
-    hidden_states = self.patch_embed(hidden_states)
+    hidden_states = sequence.embed(self, hidden_states)
     hidden_states = hidden_states + sequence.sample_table(self.pos_embed).to(hidden_states.dtype)
     position_embeddings = self.rotary_pos_emb(hidden_states, sequence.centres)
     segments, merger_index = sequence.images(self.config), sequence.merger_index

@@ -1,0 +1,227 @@
+"""Putting a branch on a model, taking it off, saving and loading it: a folder as small as a PEFT adapter's.
+
+A model with a branch is also saved and loaded whole, by `save_pretrained` and `from_pretrained`: its config says that
+the tower has one. Without this package the same checkpoint loads without the branch.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.utils.hub import cached_file
+
+from transformers_apt import __version__
+from transformers_apt.engine.patching import status
+from transformers_apt.models.branch import CONFIG_KEY, FORMULA, branch_of, build, check_formula
+from transformers_apt.models.families import SUPPORTED
+from transformers_apt.training.card import CARD
+
+FOLDER = "branch"
+"""Where `load` looks in a checkpoint's folder: `save(model, f"{checkpoint}/branch")` puts it there."""
+
+CONFIG = "branch_config.json"
+WEIGHTS = "branch.safetensors"
+
+Folder = str | os.PathLike[str]
+
+
+def add_branch(model: nn.Module) -> nn.Module:
+    """Give the vision tower of a model a new branch. It starts at zero: until it has learned, no output changes.
+
+    Which weights learn is the caller's choice; all others keep their `requires_grad`. The names of the branch's have
+    `.branch.` in them. From then on coarse patches are read with their parts, and refused without: set
+    `processor.image_processor.patch_parts = True`.
+
+    Args:
+        model: of a family that reads adaptive patches, also one wrapped by PEFT, with its tower on a real device.
+
+    Returns:
+        The branch, on the tower's device and in its type; `.float()` it to learn in float32 beside a bfloat16 model.
+
+    Raises:
+        TypeError: a model without a tower that reads adaptive patches.
+        ValueError: it has a branch already, or its tower is on the device "meta".
+    """
+    tower = _tower_of(model)
+    if branch_of(tower) is not None:
+        raise ValueError(f"this {type(model).__name__} has a branch already; take it off first, with remove(model)")
+    if tower.device.type == "meta":
+        raise ValueError(
+            "the vision tower is on the device 'meta'; expected a real one: load the model without offloading it"
+        )
+    branch = build(tower).to(device=tower.device, dtype=tower.dtype)
+    branch.train(tower.training)
+    tower.branch = branch
+    for config in _configs_of(model, tower):
+        setattr(config, CONFIG_KEY, FORMULA)
+    return branch
+
+
+def remove(model: nn.Module) -> None:
+    """Take the branch off a model, which is then as it was before `add_branch` or `load`.
+
+    Raises:
+        TypeError: a model without a tower that reads adaptive patches.
+        ValueError: it has no branch.
+    """
+    tower = _with_branch(model)
+    del tower.branch
+    for config in _configs_of(model, tower):
+        if hasattr(config, CONFIG_KEY):
+            delattr(config, CONFIG_KEY)
+
+
+def save(model: nn.Module, folder: Folder, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model's branch to a folder: `branch.safetensors`, `branch_config.json` and a model card.
+
+    Args:
+        model: with a branch.
+        folder: made where it is missing. A model card that is there already stays.
+        state_dict: the weights of the whole model where they are not all in this process, as
+            `accelerator.get_state_dict(model)` gathers them.
+
+    Raises:
+        TypeError: a model without a tower that reads adaptive patches.
+        ValueError: it has no branch, or `state_dict` has none.
+    """
+    tower = _with_branch(model)
+    weights = _weights_in(model.state_dict() if state_dict is None else state_dict)
+    if weights.keys() != _without_weights(tower).state_dict().keys():
+        raise ValueError(
+            f"a state dict with {sorted(weights) or 'nothing'} of the branch; expected that of the whole model"
+        )
+    config = {"formula": FORMULA, **_sizes_of(model, tower), "base_model_name_or_path": _name_of(model)}
+    config["transformers_apt_version"] = __version__
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path / WEIGHTS, metadata={"format": "pt"})
+    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if not (path / "README.md").exists():
+        (path / "README.md").write_text(CARD.format(**config), encoding="utf-8")
+
+
+def load(model: nn.Module, folder: Folder) -> nn.Module:
+    """Give a model a branch that was saved.
+
+    Args:
+        model: of the same family and size, without a branch.
+        folder: where `save` put it; or a checkpoint's folder that has it in `branch`; or a hub id of either.
+
+    Returns:
+        The branch, on the tower's device and in its type.
+
+    Raises:
+        OSError: no branch there.
+        TypeError: a model without a tower that reads adaptive patches.
+        ValueError: the branch is another model's, or of another formula; or the model has one already.
+    """
+    tower = _tower_of(model)
+    config = json.loads(_file(folder, CONFIG).read_text(encoding="utf-8"))
+    check_formula(config.get("formula"))
+    expected = _sizes_of(model, tower)
+    found = {name: config.get(name) for name in expected}
+    if found != expected:
+        raise ValueError(
+            f"the branch in {os.fspath(folder)} is for {found}, the model is {expected}; load it into "
+            f"{config.get('base_model_name_or_path') or 'the model that it was trained on'}"
+        )
+    weights = load_file(_file(folder, WEIGHTS))
+    branch = add_branch(model)
+    try:
+        branch.load_state_dict(weights)
+    except RuntimeError as error:
+        remove(model)
+        raise ValueError(f"the weights in {os.fspath(folder)} are not a branch's: {error}") from error
+    return branch
+
+
+def _tower_of(model: nn.Module) -> Any:
+    """The tower of a model, however deep it is wrapped.
+
+    Raises:
+        TypeError: there is none that reads adaptive patches.
+    """
+    tower = next((module for module in model.modules() if hasattr(module, "mixed_scale_forward")), None)
+    if tower is None:
+        why = status().reason or "; ".join(filter(None, status().families.values()))
+        raise TypeError(
+            f"a {type(model).__name__} has no vision tower that reads adaptive patches; expected a model of "
+            f"{SUPPORTED}{f' ({why})' if why else ''}"
+        )
+    return tower
+
+
+def _with_branch(model: nn.Module) -> Any:
+    """The tower of a model with a branch.
+
+    Raises:
+        ValueError: it has none.
+    """
+    tower = _tower_of(model)
+    if branch_of(tower) is None:
+        raise ValueError(
+            f"this {type(model).__name__} has no branch; add_branch(model) or load(model, folder) gives it one"
+        )
+    return tower
+
+
+def _configs_of(model: nn.Module, tower: Any) -> list[Any]:
+    """The tower's config, wherever the model has it."""
+    configs = [getattr(getattr(module, "config", None), "vision_config", None) for module in model.modules()]
+    unique = {id(config): config for config in [tower.config, *configs] if config is not None}
+    return list(unique.values())
+
+
+def _without_weights(tower: Any) -> nn.Module:
+    """A branch of a tower's size without weights."""
+    with torch.device("meta"):
+        return build(tower)
+
+
+def _sizes_of(model: nn.Module, tower: Any) -> dict[str, Any]:
+    """What a model has to have in common with the one that a branch was trained on."""
+    config: Any = model.config
+    return {
+        "family": config.model_type,
+        "patch_size": tower.config.patch_size,
+        "width": tower.patch_embed.embed_dim,
+        "text_width": config.get_text_config().hidden_size,
+    }
+
+
+def _name_of(model: nn.Module) -> str:
+    config: Any = model.config
+    return config._name_or_path or ""
+
+
+def _weights_in(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A branch's weights by its own names, out of a whole model's: of PEFT's copies the one that learned."""
+    found = {}
+    for name, value in state_dict.items():
+        _, inside, rest = name.rpartition(".branch.")
+        if not inside or rest.startswith("original_module."):
+            continue
+        if rest.startswith("modules_to_save."):
+            rest = rest.split(".", 2)[2]
+        found[rest] = value.detach().contiguous().cpu()
+    return found
+
+
+def _file(folder: Folder, name: str) -> Path:
+    """A file of a saved branch.
+
+    Raises:
+        OSError: it is not there.
+    """
+    for subfolder in ("", FOLDER):
+        path = cached_file(folder, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            return Path(path)
+    raise FileNotFoundError(
+        f"{os.fspath(folder)} has no {name}, nor {FOLDER}/{name}; expected what transformers_apt.training.save wrote"
+    )
