@@ -93,20 +93,20 @@ def preprocess(
     select = PatchSelector.of_call(resolved.values, arguments, normalise, affine())
     found = select(images, pixels.are_readable(ranges), resize)
     _last_calls.by_processor[image_processor] = LastCall(found.infos, _keys_with(resolved.values))
-    # the grids, as upstream has them, on the default device
+    arrays = isinstance(images[0], np.ndarray)  # the PIL backend's; without `return_tensors` they stay what they are
+    grids = [[1, *layout.grid] for layout in found.layouts]
+    counts = [layout.num_patches for layout in found.layouts]
     data = {
         "pixel_values": found.rows,
-        "image_grid_thw": torch.tensor([[1, *layout.grid] for layout in found.layouts], dtype=torch.int64),
+        # as upstream has them, on the default device
+        "image_grid_thw": torch.tensor(grids, dtype=torch.int64, device="cpu" if arrays else None),
         LAYOUT_KEY: torch.cat([layout.patches for layout in found.layouts]),
-        COUNTS_KEY: torch.tensor([layout.num_patches for layout in found.layouts], dtype=torch.int64, device="cpu"),
+        COUNTS_KEY: torch.tensor(counts, dtype=torch.int64, device="cpu"),
     }
     if found.parts is not None:
         data[PARTS_KEY] = found.parts
-    if isinstance(images[0], np.ndarray):  # the PIL backend's; without `return_tensors` they stay what they are
-        return BatchFeature(
-            {name: x.cpu().numpy() for name, x in data.items()}, tensor_type=arguments["return_tensors"]
-        )
-    return BatchFeature(data, tensor_type=arguments["return_tensors"])
+    made = {name: value.numpy() for name, value in data.items()} if arrays else data
+    return BatchFeature(made, tensor_type=arguments["return_tensors"])
 
 
 def _keys_with(values: Mapping[str, Any]) -> tuple[str, ...]:
