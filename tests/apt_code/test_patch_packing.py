@@ -95,6 +95,24 @@ def test_a_pixel_reaches_its_own_patch_only(batch, data):
     assert packed[hit, 0, row % (side * size) // size, col % (side * size) // size].isnan()
 
 
+@given(batch=batches(), compiled=st.booleans())
+def test_the_parts_of_coarse_patches_are_base_patches(batch, compiled):
+    images, layouts, side = batch
+    if not compiled:
+        images = images.to(torch.int16)
+    expected = [
+        slow_patch(image, row + down, col + right, 1, side)
+        for image, layout in zip(images, layouts, strict=True)
+        for row, col, size in layout.patches.tolist()
+        if size > 1
+        for down, right in np.ndindex(size, size)
+    ]
+    parts = RowPacker(side, 1, lambda pixels: pixels)(images, [layout.parts for layout in layouts])
+    assert [len(part) for part in parts] == [layout.parts.num_patches for layout in layouts]
+    rows = torch.from_numpy(np.stack(expected)).float().flatten(1) if expected else torch.cat(parts)[:0]
+    assert torch.equal(torch.cat(parts), rows)
+
+
 @given(batch=batches())
 def test_only_the_kept_patches_are_computed(batch):
     images, layouts, side = batch

@@ -28,6 +28,8 @@ def load_photo(path: Path) -> Image.Image:
 def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any]:
     """`(model, processor)` of a folder or hub id; without a name, of the embedded checkpoint.
 
+    A branch that lies beside a checkpoint in its folder is put on the model.
+
     Raises:
         ValueError: a path where nothing is, or another family's. OSError: not a checkpoint, or not to be had from the
             hub.
@@ -35,6 +37,7 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
+    from transformers_apt import training
     from transformers_apt.engine.patching import status
     from transformers_apt.models.families import SUPPORTED, no_such_checkpoint
     from transformers_apt.models.reach import is_supported
@@ -57,6 +60,8 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
     if why_not is not None:
         raise ValueError(f"{name} is of the family {family}, for which adaptive patches are off here: {why_not}")
     model = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, dtype))
+    if Path(name, training.FOLDER).is_dir():
+        training.load(model, name, processor)
     return model.to(device).eval(), processor
 
 

@@ -85,7 +85,7 @@ RECOMMENDED: Mapping[str, Any] = {METHOD: "v1", **OF_A_METHOD[FIT]}
 USED_BY: Mapping[str, frozenset[str]] = {
     **{name: method.reads | {"drop_tolerance", "patch_parts"} for name, method in SELECTION_METHODS.items()},
     FIT: frozenset(DEFAULTS) - {METHOD},
-    OFF: frozenset(),
+    OFF: frozenset({"patch_parts"}),  # of which there are none, without a coarse patch
 }
 """The settings that each method reads."""
 

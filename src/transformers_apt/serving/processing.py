@@ -14,6 +14,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 
 from transformers_apt.engine.patching import status
 from transformers_apt.models import reach, settings
+from transformers_apt.models.branch import CONFIG_KEY
 from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
 from transformers_apt.models.settings import DEFAULTS, METHOD, OFF
 from transformers_apt.serving import items
@@ -30,6 +31,7 @@ class AdaptiveProcessor:
       nobody asked for anything stays as it is;
     - profiling (`get_dummy_inputs`) is done at full resolution, because vLLM's blank picture would become few patches
       and hide the memory that a detailed one takes;
+    - a checkpoint with a branch inside is refused, and parts of coarse patches, which a branch reads, are not made;
     - images whose patches are chosen are normalised here, not on the device: a coarse patch is an average, no byte;
     - an image's rows and its placeholders are as many as its layout says.
     """
@@ -40,6 +42,12 @@ class AdaptiveProcessor:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        config = self.info.ctx.model_config.hf_config
+        if getattr(getattr(config, "vision_config", None), CONFIG_KEY, None) is not None:
+            raise ValueError(
+                "this checkpoint has a branch for coarse patches, which vLLM cannot compute; take it out "
+                "(transformers_apt.training.remove(model), then model.save_pretrained) and serve what is left"
+            )
         # A server whose own settings cannot be used shall not start. They are checked before vLLM makes a processor
         # with them, which would say something else.
         settings.check_selection(**_take(Qwen2VLImageProcessor, self._of_server)[0])
@@ -66,10 +74,16 @@ class AdaptiveProcessor:
         resolved = settings.resolve(processor.image_processor, {**server, **given}, OFF)
         if not resolved.anything:
             return request
+        if server.get("patch_parts") or given.get("patch_parts"):
+            raise ValueError(
+                "patch_parts=True on a vLLM server: they are for a model with a branch, which vLLM cannot compute; "
+                "leave the argument out"
+            )
         if resolved.method != OFF:
             self._refuse(resolved, processor)
         named: dict[str, Any] = dict.fromkeys(DEFAULTS)  # what this method does not read shall not come from elsewhere
         named |= {name: tuple(value) if isinstance(value, list) else value for name, value in resolved.used.items()}
+        named["patch_parts"] = False  # also where the checkpoint's processor says otherwise, for a branch beside it
         return {**rest, IMAGES_KWARGS: {**rest.get(IMAGES_KWARGS, {}), **named}}
 
     @property

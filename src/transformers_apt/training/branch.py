@@ -30,15 +30,15 @@ WEIGHTS = "branch.safetensors"
 Folder = str | os.PathLike[str]
 
 
-def add_branch(model: nn.Module) -> nn.Module:
+def add_branch(model: nn.Module, processor: Any = None) -> nn.Module:
     """Give the vision tower of a model a new branch. It starts at zero: until it has learned, no output changes.
 
     Which weights learn is the caller's choice; all others keep their `requires_grad`. The names of the branch's have
-    `.branch.` in them. From then on coarse patches are read with their parts, and refused without: set
-    `processor.image_processor.patch_parts = True`.
+    `.branch.` in them. From then on coarse patches are read with their parts, and refused without.
 
     Args:
         model: of a family that reads adaptive patches, also one wrapped by PEFT, with its tower on a real device.
+        processor: of the model. It is told to make the parts: `processor.image_processor.patch_parts = True`.
 
     Returns:
         The branch, on the tower's device and in its type; `.float()` it to learn in float32 beside a bfloat16 model.
@@ -59,11 +59,17 @@ def add_branch(model: nn.Module) -> nn.Module:
     tower.branch = branch
     for config in _configs_of(model, tower):
         setattr(config, CONFIG_KEY, FORMULA)
+    if processor is not None:
+        processor.image_processor.patch_parts = True
     return branch
 
 
-def remove(model: nn.Module) -> None:
+def remove(model: nn.Module, processor: Any = None) -> None:
     """Take the branch off a model, which is then as it was before `add_branch` or `load`.
+
+    Args:
+        model: with a branch.
+        processor: which stops to make the parts.
 
     Raises:
         TypeError: a model without a tower that reads adaptive patches.
@@ -74,6 +80,8 @@ def remove(model: nn.Module) -> None:
     for config in _configs_of(model, tower):
         if hasattr(config, CONFIG_KEY):
             delattr(config, CONFIG_KEY)
+    if processor is not None:
+        vars(processor.image_processor).pop("patch_parts", None)
 
 
 def save(model: nn.Module, folder: Folder, state_dict: Mapping[str, Tensor] | None = None) -> None:
@@ -87,7 +95,7 @@ def save(model: nn.Module, folder: Folder, state_dict: Mapping[str, Tensor] | No
 
     Raises:
         TypeError: a model without a tower that reads adaptive patches.
-        ValueError: it has no branch, or `state_dict` has none.
+        ValueError: it has no branch, or `state_dict` has none; or its weights lie elsewhere.
     """
     tower = _with_branch(model)
     weights = _weights_in(model.state_dict() if state_dict is None else state_dict)
@@ -95,6 +103,8 @@ def save(model: nn.Module, folder: Folder, state_dict: Mapping[str, Tensor] | No
         raise ValueError(
             f"a state dict with {sorted(weights) or 'nothing'} of the branch; expected that of the whole model"
         )
+    if any(weight.is_meta for weight in weights.values()):
+        raise ValueError("the branch is on the device 'meta'; expected a real one: pass state_dict, with its weights")
     config = {"formula": FORMULA, **_sizes_of(model, tower), "base_model_name_or_path": _name_of(model)}
     config["transformers_apt_version"] = __version__
     path = Path(folder)
@@ -105,12 +115,13 @@ def save(model: nn.Module, folder: Folder, state_dict: Mapping[str, Tensor] | No
         (path / "README.md").write_text(CARD.format(**config), encoding="utf-8")
 
 
-def load(model: nn.Module, folder: Folder) -> nn.Module:
+def load(model: nn.Module, folder: Folder, processor: Any = None) -> nn.Module:
     """Give a model a branch that was saved.
 
     Args:
         model: of the same family and size, without a branch.
         folder: where `save` put it; or a checkpoint's folder that has it in `branch`; or a hub id of either.
+        processor: as in `add_branch`.
 
     Returns:
         The branch, on the tower's device and in its type.
@@ -137,6 +148,8 @@ def load(model: nn.Module, folder: Folder) -> nn.Module:
     except RuntimeError as error:
         remove(model)
         raise ValueError(f"the weights in {os.fspath(folder)} are not a branch's: {error}") from error
+    if processor is not None:
+        processor.image_processor.patch_parts = True
     return branch
 
 
@@ -208,7 +221,7 @@ def _weights_in(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if rest.startswith("modules_to_save."):
             rest = rest.split(".", 2)[2]
-        found[rest] = value.detach().contiguous().cpu()
+        found[rest] = value if value.is_meta else value.detach().contiguous().cpu()
     return found
 
 

@@ -20,8 +20,7 @@ from transformers_apt import training
 
 model = AutoModelForImageTextToText.from_pretrained("{base_model_name_or_path}")
 processor = AutoProcessor.from_pretrained("{base_model_name_or_path}")
-training.load(model, "THIS FOLDER")
-processor.image_processor.patch_parts = True
+training.load(model, "THIS FOLDER", processor)
 ```
 
 Family `{family}`, patches of {patch_size} px, width {width}, formula {formula}; saved by transformers-apt
