@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import vllm
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.serving.conftest import save_tiny
 from tests.serving.engines import IMAGE, OFF, Request, ask, engine, processed
+from transformers_apt import training
 from transformers_apt.serving import contracts
 from transformers_apt.serving.plugin import ARCHITECTURES
 
@@ -50,6 +53,24 @@ def test_images_are_kept_from_cuda_graphs_and_lora_counts_their_rows(tiny, pictu
             counts = model.get_mm_lora_token_counts(modality="image", mm_kwargs=item, num_mm_embeds=place.length)
             assert counts == (len(item["pixel_values"].data), place.length)
         assert len(item["pixel_values"].data) < 4 * place.length  # what vLLM would have taken it for
+
+
+def test_a_branch_is_served_beside_a_checkpoint_only(pictures, tmp_path):
+    """Where it does not take part: vLLM reads the checkpoint's own files. One inside is refused."""
+    folder = save_tiny(tmp_path, "qwen2_vl")
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    training.add_branch(model, processor)
+    training.save(model, folder / training.FOLDER)
+    processor.save_pretrained(folder)
+    with engine(folder) as llm:
+        (answer,) = ask(llm, [Request(TEXT, pictures[:1], settings=V1)])
+        assert answer.tokens
+        with pytest.raises(ValueError, match="patch_parts=True on a vLLM server"):
+            ask(llm, [Request(TEXT, pictures[:1], settings={**V1, "patch_parts": True})])
+    model.save_pretrained(folder)
+    with pytest.raises(ValueError, match="a branch for coarse patches, which vLLM cannot compute"):  # noqa: SIM117
+        with engine(folder):
+            pass
 
 
 # ---------------------------------------------------------------- contracts

@@ -63,7 +63,9 @@ class PatchBranch(nn.Module):
             chosen = (sizes == size).nonzero().squeeze(1)
             index = (ends[chosen] - size**2).unsqueeze(1) + torch.arange(size**2, device=sizes.device)
             square = rearrange(parts[index.to(parts.device)], "k (h w) d -> k d h w", h=size)
-            square = square.contiguous()  # else the weights' gradients come in another order of memory than the weights
+            square = (
+                square.contiguous()
+            )  # else the weights' gradients come in another order of memory than the weights
             while square.shape[-1] > 1:
                 square = self.conv(square)
             order.append(chosen)

@@ -161,7 +161,7 @@ def _tower_of(model: nn.Module) -> Any:
     """
     tower = next((module for module in model.modules() if hasattr(module, "mixed_scale_forward")), None)
     if tower is None:
-        why = status().reason or "; ".join(filter(None, status().families.values()))
+        why = status().reason or "; ".join({reason: None for reason in status().families.values() if reason})
         raise TypeError(
             f"a {type(model).__name__} has no vision tower that reads adaptive patches; expected a model of "
             f"{SUPPORTED}{f' ({why})' if why else ''}"

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from apt_code import InvalidLayoutError
+from apt_code import InvalidLayoutError, PatchLayout
 from tests.transformers_apt.models.references import layouts_of, visual
 from tests.transformers_apt.models.slow_towers import slow_tower
 from tests.transformers_apt.training.conftest import let_learn, logits, without_parts
@@ -88,6 +88,22 @@ def test_the_tower_against_slow_loops(family, load_model, batch):
         torch.testing.assert_close(tokens, wanted, rtol=1e-4, atol=1e-4)  # upstream's angles are float32
 
 
+def test_a_layout_with_more_scales(load_model):
+    """The image processors make none, but towers read them."""
+    model = load_model(dtype=torch.float64)
+    let_learn(training.add_branch(model))
+    corners = torch.zeros(8, 16, dtype=torch.int64)
+    corners[0, 0], corners[::4, 8::4], corners[4:6, 12:14], corners[4:6, 14] = 8, 4, 1, 2
+    corners[6, 12:16:2], corners[5, 14] = 2, 0
+    layout = PatchLayout.from_corner_sizes(corners)
+    layout.validate()
+    rows = torch.randn(2, 256, 1176, generator=torch.Generator().manual_seed(0)).double()
+    found, parts = (rows[i, :count] for i, count in enumerate((len(layout), layout.parts.num_patches)))
+    with torch.no_grad():
+        expected = Recomputed(model.model.visual, layout, parts).patch_embed(found)
+        torch.testing.assert_close(embed(model.model.visual, found, parts, [layout]), expected)
+
+
 @pytest.mark.every_family
 def test_gradients_match_finite_differences(load_model, batch):
     model = load_model(dtype=torch.float64)
@@ -141,6 +157,18 @@ def test_inputs_are_expanded_image_by_image(practised, batch):
     _, expanded = practised._expand_inputs_for_generation(expand_size=2, **batch)
     parts = batch[PARTS].split([layout.parts.num_patches for layout in layouts_of(batch)])
     assert torch.equal(expanded[PARTS], torch.cat([rows for part in parts for rows in (part, part)]))
+
+
+@pytest.mark.cuda
+@pytest.mark.every_family
+def test_on_a_gpu(practised, batch):
+    expected, there = logits(practised, batch), {name: value.to("cuda") for name, value in batch.items()}
+    found = logits(practised.to("cuda"), there).cpu()
+    assert (found - expected).norm() <= 1e-3 * expected.norm()
+    training.remove(practised)
+    plain = logits(practised, without_parts(there))
+    training.add_branch(practised)
+    assert torch.equal(logits(practised, there), plain)
 
 
 def test_beside_a_model_in_bfloat16(load_model, batch):
