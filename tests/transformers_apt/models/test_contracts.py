@@ -25,7 +25,8 @@ from transformers_apt.models.upstream import CACHE_NAMES
 
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
 SETTINGS = (
-    "patch_selection_method", "alpha", "importance_method", "thresholds", "drop_tolerance", "max_language_tokens"
+    "patch_selection_method", "alpha", "importance_method", "thresholds", "drop_tolerance", "max_language_tokens",
+    "patch_parts",
 )  # fmt: skip
 RELIED_ON: dict[str, list[str]] = {}
 """Member -> the tests that hold what is relied on."""
@@ -236,6 +237,21 @@ def test_the_towers_parts_are_where_the_mixed_scale_tower_takes_them(model, stoc
 
 
 @pytest.mark.every_family
+@relies_on("VisionTower.__init__", "VisionTower._init_weights")
+def test_a_tower_is_built_of_its_config_and_a_module_is_initialised_after_those_inside_it(model):
+    tower = model.model.visual
+    assert parameters(type(tower).__init__)[1] == "config" and tower.config is model.config.vision_config
+    assert not hasattr(tower, "branch") and not hasattr(tower.config, "patch_branch"), "a name of ours is taken"
+    rows = torch.zeros(2, tower.config.in_channels * tower.config.temporal_patch_size * tower.config.patch_size**2)
+    assert tower.patch_embed(rows).shape == (2, tower.patch_embed.embed_dim), "patch_embed says another width"
+    initialised = []
+    tower._init_weights = initialised.append
+    tower.outer = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1))
+    model.initialize_weights()
+    assert initialised == [tower.outer[0], tower.outer], "the tower no longer initialises its modules, inside first"
+
+
+@pytest.mark.every_family
 @relies_on("MultimodalModel.get_image_features")
 def test_get_image_features_is_what_forward_and_generate_encode_with(model, stock_inputs, heard):
     assert parameters(type(model.model).get_image_features)[1:3] == ["pixel_values", "image_grid_thw"]
@@ -255,13 +271,14 @@ def test_get_image_features_is_what_forward_and_generate_encode_with(model, stoc
 @pytest.mark.every_family
 @relies_on("MultimodalModel.get_image_features", "ForConditionalGeneration.forward", "MultimodalModel.forward")
 def test_generate_reads_the_signatures(model, stock_inputs):
-    for name in ("image_patch_layout", "image_patch_counts"):
+    names = ("image_patch_layout", "image_patch_counts", "image_patch_parts")
+    for name in names:
         with pytest.raises(ValueError, match=name):
             model.generate(**stock_inputs, **{name: torch.zeros(1, 3)}, max_new_tokens=2)
     for method in (type(model).forward, type(model.model).forward, type(model.model).get_image_features):
         kinds = {parameter.kind for parameter in inspect.signature(method).parameters.values()}
         assert inspect.Parameter.VAR_KEYWORD in kinds, f"{method.__qualname__} no longer hands on unknown arguments"
-        own = {"image_patch_layout", "image_patch_counts"} & set(parameters(method))
+        own = set(names) & set(parameters(method))
         assert not own, f"{method.__qualname__} knows layouts of its own"
 
 
