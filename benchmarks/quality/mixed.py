@@ -17,6 +17,7 @@ from apt_code.patch_packing import pack_patches
 from benchmarks.quality.canvas import Scene
 from benchmarks.quality.collate import PATCH, Batch, Mixed, Prompter, add_questions, collate
 from benchmarks.quality.questions import Question
+from transformers_apt.training.random_settings import draw_budget, draw_thresholds, draw_tolerance
 
 
 def draw_selection(rng: np.random.Generator) -> dict[str, Any] | None:
@@ -28,30 +29,18 @@ def draw_selection(rng: np.random.Generator) -> dict[str, Any] | None:
     turn = rng.random()
     if turn < 0.4:
         return None
-    return _draw_tiling(rng, (turn - 0.4) / 0.6) | {"drop_tolerance": _draw_tolerance(rng)}
+    return _draw_tiling(rng, (turn - 0.4) / 0.6) | {"drop_tolerance": draw_tolerance(rng)}
 
 
 def _draw_tiling(rng: np.random.Generator, turn: float) -> dict[str, Any]:
     if turn < 0.55:
-        squared = float(np.exp(rng.uniform(np.log(3), np.log(24)))) ** 2
-        name, threshold = ("upsample_mse", squared) if rng.random() < 0.6 else ("upsample_l4", 3 * squared)
-        return {"patch_selection_method": "v1", "importance_method": name, "thresholds": [threshold, threshold]}
+        return draw_thresholds(rng)
     if turn < 0.88:
-        name = str(rng.choice(["budget", "joint"]))
-        importance = str(rng.choice(["upsample_mse", "upsample_mse", "upsample_l4", "laplacian", "entropy"]))
-        return {"patch_selection_method": name, "alpha": float(rng.uniform(0.1, 0.8)), "importance_method": importance}
+        return draw_budget(rng)
     if turn < 0.95:
         thresholds = [float(rng.uniform(2, 5)), float(rng.uniform(1, 4))]
         return {"patch_selection_method": "v1", "thresholds": thresholds}
     return {"patch_selection_method": "v2", "alpha": float(rng.uniform(0.3, 1.5))}
-
-
-def _draw_tolerance(rng: np.random.Generator) -> float | None:
-    """The recommended 2 grey levels four times in nine, up to 4 twice, else nothing is left out."""
-    turn = rng.random()
-    if turn < 1 / 3:
-        return None
-    return 2.0 if turn < 7 / 9 else float(rng.uniform(0, 4))
 
 
 def collate_mixed(

@@ -7,10 +7,14 @@ import os
 
 import torch
 
-from tests.bystanders.tiny import build, digest, photos
+from tests.bystanders.tiny import BUDGET, ask_for, build, digest, photos
 
 
-def train_step(families=("qwen2_vl", "qwen2_5_vl")):
+def budget():
+    return train_step(("qwen2_vl",), BUDGET)
+
+
+def train_step(families=("qwen2_vl", "qwen2_5_vl"), settings=None):
     os.environ["DISABLE_VERSION_CHECK"] = "1"
     from llamafactory.data.collator import MultiModalDataCollatorForSeq2Seq
     from llamafactory.data.mm_plugin import get_mm_plugin
@@ -18,6 +22,7 @@ def train_step(families=("qwen2_vl", "qwen2_5_vl")):
     found = {}
     for family in families:
         processor, model = build(family)
+        ask_for(processor, settings)
         plugin = get_mm_plugin("qwen2_vl", image_token="<|image_pad|>", video_token="<|video_pad|>")
         template = type("Template", (), {"mm_plugin": plugin})()
         features = []

@@ -2,13 +2,18 @@
 
 import torch
 
-from tests.bystanders.tiny import digest, photos, save
+from tests.bystanders.tiny import BUDGET, ask_for, digest, photos, save
 
 
-def train_step():
+def budget():
+    return train_step(BUDGET)
+
+
+def train_step(settings=None):
     from swift import get_model_processor, get_template
 
     model, processor = get_model_processor(str(save()), model_type="qwen2_vl", torch_dtype=torch.float32)
+    ask_for(processor, settings)
     template = get_template(processor, template_type="qwen2_vl")
     template.image_token_id = processor.image_token_id  # the tiny tokenizer numbers its tokens otherwise
     template.model = model

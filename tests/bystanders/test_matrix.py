@@ -91,13 +91,21 @@ def test_settings_in_a_call_are_refused_there_too():
     assert_refused(asked)
 
 
-def test_settings_of_an_image_processor_are_done_or_refused_by_trl():
-    cases = [Case("trl_cases", name, "trl") for name in ("sft_budget", "grpo_budget", "rloo_budget")]
-    sft, *generating = run(*((case, {}) for case in cases))
+def test_settings_of_an_image_processor_are_done_or_refused():
+    refused = [Case("trl_cases", name, "trl") for name in ("grpo_budget", "rloo_budget")]
+    refused += [Case("llama_factory", "budget", "llamafactory"), Case("ms_swift", "budget", "ms-swift")]
+    sft, *others = run(*((case, {}) for case in (Case("trl_cases", "sft_budget", "trl"), *refused)))
     assert "error" not in sft, sft["printed"]
     assert count_layouts(sft)
-    for outcome in generating:
+    for outcome in others:
         assert_refused(outcome)
+
+
+def test_trl_learns_from_mixed_patches_what_the_model_makes_of_them_by_hand():
+    (outcome,) = run((Case("trl_adaptive", "supervised", "trl"), {}))
+    assert "error" not in outcome, outcome["printed"]
+    for name, found in outcome["seen"].items():
+        assert found["trainer"] == pytest.approx(found["by hand"], rel=1e-5), name
 
 
 def test_a_loss_that_cuts_rows_by_the_grid_does_not_train_on_the_wrong_ones():

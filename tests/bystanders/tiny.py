@@ -12,6 +12,7 @@ from PIL import Image
 from skimage import data
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -67,6 +68,12 @@ def build(family="qwen2_vl"):
         # a random model must not answer with placeholders: upstream would want an image for each
         model.lm_head.weight[[model.config.image_token_id, model.config.video_token_id]] = 0
     return processor, model.eval()
+
+
+def ask_for(processor, settings):
+    """Settings as attributes of a processor's image processor."""
+    for name, value in (settings or {}).items():
+        setattr(processor.image_processor, name, value)
 
 
 def save(family="qwen2_vl"):

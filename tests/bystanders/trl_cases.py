@@ -2,14 +2,15 @@
 
 import tempfile
 
-from tests.bystanders.tiny import digest, photos, save, watch, weights
+from tests.bystanders.tiny import BUDGET, ask_for, digest, photos, save, watch, weights
 
 
-def _arguments(**more):
+def steps(count, **more):
+    """Arguments of a trainer for so many steps of two rows."""
     return {
         "output_dir": tempfile.mkdtemp(prefix="bystander-"),
         "per_device_train_batch_size": 2,
-        "max_steps": 2,
+        "max_steps": count,
         "logging_steps": 1,
         "learning_rate": 1e-3,
         "report_to": "none",
@@ -23,28 +24,29 @@ def _arguments(**more):
     }
 
 
-def _turn(role, *parts):
+def turn(role, *parts):
     content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
     return [{"role": role, "content": content}]
 
 
-def _rows(**columns):
+def make_rows(rows=2, **columns):
+    """Each photo so often, with these columns beside it."""
     from datasets import Dataset
 
-    rows = [{"images": [photo], **columns} for photo in photos()]
-    return Dataset.from_list(rows + rows)
+    return Dataset.from_list([{"images": [photo], **columns} for photo in photos()] * rows)
+
+
+def make_trainer(trainer_class, arguments, dataset, settings, folder, **more):
+    """A trainer of a checkpoint, whose image processor has these settings."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    ask_for(processor, settings)
+    return trainer_class(model=str(folder), args=arguments, train_dataset=dataset, processing_class=processor, **more)
 
 
 def _train(trainer_class, arguments, dataset, settings=None, family="qwen2_vl", **more):
-    from transformers import AutoProcessor
-
-    folder = save(family)
-    processor = AutoProcessor.from_pretrained(folder)
-    for name, value in (settings or {}).items():
-        setattr(processor.image_processor, name, value)
-    trainer = trainer_class(
-        model=str(folder), args=arguments, train_dataset=dataset, processing_class=processor, **more
-    )
+    trainer = make_trainer(trainer_class, arguments, dataset, settings, save(family), **more)
     seen = watch(trainer.model)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -54,19 +56,19 @@ def _train(trainer_class, arguments, dataset, settings=None, family="qwen2_vl", 
 def sft(**more):
     from trl import SFTConfig, SFTTrainer
 
-    dataset = _rows(messages=_turn("user", None, "Hi") + _turn("assistant", "A rocket."))
-    return _train(SFTTrainer, SFTConfig(**_arguments(max_length=None)), dataset, **more)
+    dataset = make_rows(messages=turn("user", None, "Hi") + turn("assistant", "A rocket."))
+    return _train(SFTTrainer, SFTConfig(**steps(2, max_length=None)), dataset, **more)
 
 
 def dpo(**more):
     from trl import DPOConfig, DPOTrainer
 
-    dataset = _rows(
-        prompt=_turn("user", None, "Hi"),
-        chosen=_turn("assistant", "A rocket."),
-        rejected=_turn("assistant", "A cat."),
+    dataset = make_rows(
+        prompt=turn("user", None, "Hi"),
+        chosen=turn("assistant", "A rocket."),
+        rejected=turn("assistant", "A cat."),
     )
-    return _train(DPOTrainer, DPOConfig(**_arguments(max_length=None)), dataset, **more)
+    return _train(DPOTrainer, DPOConfig(**steps(2, max_length=None)), dataset, **more)
 
 
 def _reward(completions, **_):
@@ -74,20 +76,20 @@ def _reward(completions, **_):
 
 
 def _generating(**more):
-    return _arguments(num_generations=2, max_completion_length=4, temperature=1.0, **more)
+    return steps(2, num_generations=2, max_completion_length=4, temperature=1.0, **more)
 
 
 def grpo(**more):
     from trl import GRPOConfig, GRPOTrainer
 
-    dataset = _rows(prompt=_turn("user", None, "Hi"))
+    dataset = make_rows(prompt=turn("user", None, "Hi"))
     return _train(GRPOTrainer, GRPOConfig(**_generating()), dataset, reward_funcs=_reward, **more)
 
 
 def rloo(**more):
     from trl import RLOOConfig, RLOOTrainer
 
-    dataset = _rows(prompt=_turn("user", None, "Hi"))
+    dataset = make_rows(prompt=turn("user", None, "Hi"))
     return _train(RLOOTrainer, RLOOConfig(**_generating()), dataset, reward_funcs=_reward, **more)
 
 
@@ -98,9 +100,6 @@ def supervised():
 
 def supervised_and_newer():
     return supervised() | {"sft on Qwen2.5-VL": sft(family="qwen2_5_vl")}
-
-
-BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
 
 def sft_budget():
