@@ -91,12 +91,11 @@ def make_accelerator() -> Accelerator:
         ModuleNotFoundError: it is not installed.
     """
     try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator
     except ModuleNotFoundError as error:
         message = "practising needs accelerate: pip install 'transformers-apt[train]'"
         raise ModuleNotFoundError(message, name="accelerate") from error
-    # a step in which all cells are split has no use for the branch
-    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    return Accelerator()
 
 
 class Practice:
@@ -195,13 +194,10 @@ class Practice:
         count = self.accelerator.reduce(torch.tensor(float(len(each)), device=self.device), "sum")
         # processes average their gradients; the mean is meant over all tokens
         loss = each.sum() / count * self.accelerator.num_processes
-        if self._any(loss.requires_grad):
-            if not loss.requires_grad:  # no coarse patch in this process's share
-                loss = loss + 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
-            self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self.step += 1
         return float(self.accelerator.reduce(loss.detach(), "mean"))
 
@@ -229,12 +225,9 @@ class Practice:
 
     # ---------------------------------------------------------------- files
 
-    def _options(self) -> StateDictOptions:
-        return StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-
     def save_state(self) -> None:
         """What a later call goes on from: beside the old one first, so that an interruption loses nothing."""
-        model, optimizer = get_state_dict(self.model, self.optimizer.optimizer, options=self._options())
+        model, optimizer = get_state_dict(self.model, self.optimizer.optimizer, options=_options())
         if self.accelerator.is_main_process:
             kept = {"model": model, "optimizer": optimizer, "step": self.step, "seconds": self.seconds}
             torch.save(kept | {"identity": self.plan.identity}, self.state.with_suffix(".new"))
@@ -255,7 +248,7 @@ class Practice:
             self.optimizer.optimizer,
             model_state_dict=kept["model"],
             optim_state_dict=kept["optimizer"],
-            options=StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False),
+            options=_options(strict=False),  # what is frozen is not there
         )
         self.step, self.seconds = kept["step"], kept["seconds"]
 
@@ -299,9 +292,14 @@ class Practice:
                 f"nothing was saved, because on held-out images {worse}. More images, more minutes or a smaller "
                 f"learning rate may help; {self.folder} keeps the state"
             )
+        weights = self.accelerator.get_state_dict(self.model)  # of all processes together
         if self.accelerator.is_main_process:
-            self.student.save(self.bare, self.processor, self.out)
+            self.student.save(self.bare, self.out, weights)
         self.accelerator.wait_for_everyone()
+
+
+def _options(strict: bool = True) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=strict)
 
 
 @contextmanager
