@@ -18,7 +18,7 @@ import torch
 import typer
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, set_seed
 
 import transformers_apt
 
@@ -75,6 +75,7 @@ def main(
     out: Path = Path("adapter"),
 ) -> None:
     """Train LoRA on the attention of tower and language model."""
+    set_seed(0)  # LoRA begins at random
     processor = AutoProcessor.from_pretrained(model)
     checkpoint = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=["qkv", "q_proj", "k_proj", "v_proj"])

@@ -31,13 +31,14 @@ def _options(model, out, **changes):
         "images": None,
         "count": 6,
         "seed": 1,
-        "settings": ["off", "budget*0.3", "joint*0.3", "downscale*0.3"],
+        "settings": ["off", "budget*0.3", "joint*0.3", "downscale, * of 0.3", "downscale*joint 0.3"],
         "batch": 4,
         "new_tokens": 2,
         "device": "cpu",
         "dtype": "float32",
         "processes": 1,
         "minutes": float("inf"),
+        "adapter": None,
     }
     return argparse.Namespace(**(options | changes))
 
@@ -162,7 +163,7 @@ def test_several_processes_answer_alike_and_leave_cells_out(model, tmp_path, pat
     for name in (*names[1:], "fit 0.45"):
         ours, theirs = kept[name]["tokens"], kept[f"downscale, tokens of {name}"]["tokens"]
         assert all(a <= b for a, b in zip(ours, theirs, strict=True))
-    most = [round(settings.FIT * tokens) for tokens in kept["off"]["tokens"]]
+    most = [round(settings.FITS[0] * tokens) for tokens in kept["off"]["tokens"]]
     assert all(a <= b for a, b in zip(kept["fit 0.45"]["tokens"], most, strict=True))
 
 

@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +30,23 @@ def items_of(options: argparse.Namespace) -> list[Item]:
     return generated(options.count, options.seed)
 
 
+def with_adapter(model: Any, processor: Any, folder: str) -> Any:
+    """A model with what has practised: a branch, or what PEFT saved."""
+    if (Path(folder) / "adapter_config.json").exists():
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, folder).merge_and_unload()
+    from transformers_apt import training
+
+    training.load(model, folder)
+    processor.image_processor.patch_parts = True
+    return model
+
+
 class Subject:
     """A checkpoint, answering questions under one setting after another."""
 
-    def __init__(self, folder: str, device: str, dtype: str, new_tokens: int) -> None:
+    def __init__(self, folder: str, device: str, dtype: str, new_tokens: int, adapter: str | None = None) -> None:
         import transformers_apt
 
         transformers_apt.apply()
@@ -41,6 +55,8 @@ class Subject:
         torch.backends.cudnn.allow_tf32 = False  # float32 shall be float32 on every device
         self.model, self.processor = load_checkpoint(folder, device, dtype)
         image_processor = self.processor.image_processor
+        if adapter is not None:
+            self.model = with_adapter(self.model, self.processor, adapter)
         self.cell = image_processor.patch_size * image_processor.merge_size
         self.processor.tokenizer.padding_side = "left"
         self.new_tokens = new_tokens
@@ -96,7 +112,7 @@ def answering(options: argparse.Namespace, items: list[Item]) -> Iterator[Asking
 
 
 def _subject(options: argparse.Namespace) -> Subject:
-    return Subject(options.model, options.device, options.dtype, options.new_tokens)
+    return Subject(options.model, options.device, options.dtype, options.new_tokens, options.adapter)
 
 
 _of_this_process: dict[str, Any] = {}

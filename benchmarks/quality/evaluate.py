@@ -132,7 +132,7 @@ def _meta(options: argparse.Namespace, items: list[Item]) -> dict[str, Any]:
 
     return {
         "model": Path(options.model).name,
-        "weights": weights_hash(options.model),
+        "weights": "-".join(weights_hash(folder) for folder in (options.model, options.adapter) if folder),
         "items": len(items),
         "data": fingerprint(items),
         "source": str(options.questions.name) if options.questions else f"generated, seed {options.seed}",
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument(
         "--model", required=True, help="folder or name of a checkpoint; the compute columns are Qwen2-VL's"
     )
+    parser.add_argument("--adapter", help="folder of what has practised: a branch, or PEFT's adapter")
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json, results.md and the plots")
     parser.add_argument("--questions", type=Path, help="JSONL: image, question, answers; without it, drawn scenes")
     parser.add_argument("--images", type=Path, help="folder of the images of --questions")

@@ -11,20 +11,19 @@ time. Run the same command again to go on. What it came to is asked for with
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import transformers_apt
 from benchmarks.quality.collate import CELL
 from benchmarks.quality.items import generated
 from benchmarks.quality.stream import PHASE2, sample
 from transformers_apt.embedded.asking import load_checkpoint
-from transformers_apt.training.agreement import as_json
+from transformers_apt.training.agreement import as_table
+from transformers_apt.training.command import practise
 from transformers_apt.training.pairs import Pair
 from transformers_apt.training.practice import Plan, Practice, make_accelerator
 from transformers_apt.training.students import STUDENTS
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--student", default="branch", choices=sorted(STUDENTS))
     parser.add_argument("--minutes", type=float, default=25.0, help="earlier calls included")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--views", type=int, default=2, help="settings under which each picture is read")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -79,14 +78,12 @@ def main() -> None:
     exam = held_out(options.held_out, options.seed)
     practice = Practice(accelerator, model, processor, DrawnPairs(options.seed), exam, plan, options.out)
     first, began = practice.step, time.monotonic()
-    with tqdm(total=100, unit="%", mininterval=5, disable=not accelerator.is_main_process) as bar:
-        practice.run(bar)
-    pictures = (practice.step - first) * plan.batch
+    practise(practice)
+    pictures, seconds = (practice.step - first) * plan.batch, time.monotonic() - began
     after = practice.agreement()
     if accelerator.is_main_process:
-        print(json.dumps({"pictures": pictures, "a second": round(pictures / (time.monotonic() - began), 2)}))
-        for name, found in as_json(after).items():
-            print(json.dumps({"setting": name, "before": as_json(practice.before)[name], "after": found}))
+        print(f"{pictures} pictures in this call, {pictures / seconds:.2f} a second\n")
+        print(as_table(practice.before, after))
     practice.save(after)
 
 

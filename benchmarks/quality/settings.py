@@ -21,8 +21,8 @@ RMS = (4, 6, 8, 12, 16, 24, 32)
 #: Areas that a picture is scaled to before its tiling.
 AREAS = (0.66, 0.45)
 DROP = 2
-#: The share of upstream's language tokens that `fit` may use.
-FIT = 0.45
+#: The shares of upstream's language tokens that `fit` may use.
+FITS = (0.45, 0.3)
 IMPORTANCE = ("upsample_mse", "laplacian", "entropy")
 
 
@@ -98,7 +98,7 @@ def _dropping() -> list[Setting]:
     budget = {"alpha": 0.3, "importance_method": "upsample_mse"}
     name, series = f"budget upsample_mse 0.3, drop {DROP}", "budget upsample_mse, dropping"
     found.append(Setting(name, series, _method("budget", **budget, **dropped)))
-    found.append(Setting(f"fit {FIT}", "fit", _method("fit", alpha=FIT, **whole, **dropped)))
+    found += [Setting(f"fit {share}", "fit", _method("fit", alpha=share, **whole, **dropped)) for share in FITS]
     # as many language tokens as upstream, and cells left out of those: what *where* questions lose by which
     small = _method("v1", importance_method="upsample_mse", thresholds=[16.0, 0.0])
     twins = [
@@ -106,7 +106,7 @@ def _dropping() -> list[Setting]:
         for rest, more in (("", {}), (f", drop {DROP}", dropped))
     ]
     # what is done without the package: `fit` may use as many tokens, and often needs fewer
-    found.append(Setting(f"downscale, {FIT} of the area", "downscale, equal tokens", _method("off"), FIT))
+    found += [Setting(f"downscale, {a} of the area", "downscale, equal tokens", _method("off"), a) for a in FITS]
     return [*found, *twins] + [
         _downscale(f"downscale, tokens of {name}", name)
         for name in (mse, *(row.name for row in found if not row.name.startswith("downscale")))

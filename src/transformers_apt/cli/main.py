@@ -7,6 +7,7 @@ import typer
 from transformers_apt.cli.app import app_command
 from transformers_apt.cli.demo import demo
 from transformers_apt.cli.messages import Commands, OneLineErrors
+from transformers_apt.cli.practise import practise
 from transformers_apt.cli.status import status
 from transformers_apt.cli.visualize import visualize
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.command()(status)
 app.command(cls=OneLineErrors)(demo)
 app.command(cls=OneLineErrors)(visualize)
+app.command(cls=OneLineErrors)(practise)
 app.command("app", cls=OneLineErrors)(app_command)
 
 

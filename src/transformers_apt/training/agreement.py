@@ -112,6 +112,19 @@ def what_got_worse(before: Mapping[str, Agreement], after: Mapping[str, Agreemen
     return " and ".join(said) or None
 
 
+def as_table(before: Mapping[str, Agreement], after: Mapping[str, Agreement]) -> str:
+    """In Markdown: what changed under each setting."""
+    lines = [
+        "| setting | language tokens | answers as at full resolution, % | divergence, nats a token |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, old in before.items():
+        new = after[name]
+        same = f"{100 * old.same:.1f} → {100 * new.same:.1f}"
+        lines.append(f"| {name} | {new.tokens:.0f} | {same} | {old.divergence:.4f} → {new.divergence:.4f} |")
+    return "\n".join(lines)
+
+
 def as_json(found: Mapping[str, Agreement]) -> dict[str, dict[str, float]]:
     """For a file."""
     return {name: asdict(agreement) for name, agreement in found.items()}

@@ -14,6 +14,9 @@ from PIL import Image
 
 from transformers_apt.embedded.asking import load_photo
 
+Row = tuple[Path, str]
+"""An image file and a prompt."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -44,7 +47,7 @@ class FilePairs:
         seed: of the orders.
     """
 
-    def __init__(self, rows: Sequence[tuple[Path, str]], seed: int) -> None:
+    def __init__(self, rows: Sequence[Row], seed: int) -> None:
         self.rows, self.seed = list(rows), seed
 
     def __getitem__(self, index: int) -> Pair:
@@ -54,7 +57,7 @@ class FilePairs:
         return Pair(load_photo(file), prompt, digest.hexdigest()[:32])
 
 
-def read_rows(images: Path, prompts: Sequence[str], prompts_file: Path | None) -> list[tuple[Path, str]]:
+def read_rows(images: Path, prompts: Sequence[str], prompts_file: Path | None) -> list[Row]:
     """`(file, prompt)` of a folder's images: each with each of `prompts`, or as the lines of `prompts_file` say.
 
     A line is a JSON object with `image`, a path in the folder, and `prompt`.
@@ -63,7 +66,7 @@ def read_rows(images: Path, prompts: Sequence[str], prompts_file: Path | None) -
         ValueError: no images, no prompts, or a line that cannot be used; it names the line.
     """
     if bool(prompts) == (prompts_file is not None):
-        raise ValueError("expected prompts from a file of them or given one by one, and not both")
+        raise ValueError("expected prompts, from a file of them (--prompts) or one by one (--prompt), and not both")
     if prompts_file is not None:
         found = [
             _row(line, images, f"{prompts_file}, line {number}")
@@ -93,9 +96,7 @@ def _row(line: str, images: Path, where: str) -> tuple[Path, str]:
     return file, prompt
 
 
-def hold_out(
-    rows: Sequence[tuple[Path, str]], most: int, seed: int
-) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+def hold_out(rows: Sequence[Row], most: int, seed: int) -> tuple[list[Row], list[Row]]:
     """`(rows to practise on, rows to judge by)`, at most `most` of the latter and a fifth of all, no image in both.
 
     Raises:

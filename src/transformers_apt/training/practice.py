@@ -49,7 +49,7 @@ class Plan:
         views: how often each picture is read in a step, under other settings each time.
         lr: highest learning rate of AdamW; it rises for `WARM_UP` steps and then falls evenly to 3 %.
         max_new_tokens: where the teacher's answers are cut off.
-        seed: of the settings.
+        seed: of the settings, and of weights that begin at random.
         save_every: seconds between saved states.
         workers: processes that prepare pictures.
     """
@@ -135,6 +135,7 @@ class Practice:
         self.folder, self.state = out / "practice", out / "practice" / "state.pt"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.step, self.seconds = 0, 0.0
+        torch.manual_seed(plan.seed)  # of the weights that begin at random, the same in every process
         model = self.student.begin(model.train(), processor)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=plan.lr, weight_decay=0.0)
@@ -283,8 +284,8 @@ class Practice:
             GotWorseError: it agrees less than before, so that nothing is written.
         """
         if self.accelerator.is_main_process:
-            report = {"before": as_json(self.before), "after": as_json(after)}
-            report |= {"plan": {k: v for k, v in asdict(self.plan).items() if v != math.inf}, "steps": self.step}
+            plan = {name: value for name, value in asdict(self.plan).items() if value != math.inf}
+            report = {"before": as_json(self.before), "after": as_json(after), "plan": plan, "steps": self.step}
             (self.folder / "agreement.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         worse = what_got_worse(self.before, after)
         if worse is not None:

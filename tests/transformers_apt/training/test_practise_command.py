@@ -1,0 +1,117 @@
+"""`transformers-apt practise` as a person meets it: what it prints, what it writes, and the exit code."""
+
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from transformers_apt.cli.main import app
+from transformers_apt.cli.messages import BAD_INPUT
+from transformers_apt.training.pairs import FilePairs, hold_out, read_rows
+
+SMALL = ("--batch", 2, "--views", 1, "--max-new-tokens", 3, "--workers", 0, "--held-out", 1)
+
+
+@pytest.fixture
+def images(photos, tmp_path):
+    """A folder with three photos, one of them deeper, and a file that is none."""
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    for photo, name in zip(photos, ("a.png", "b.jpg", "more/c.png"), strict=True):
+        photo.save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def practise(folder, images, tmp_path):
+    """`practise(*options)` runs the command on the tiny checkpoint."""
+    runner = CliRunner(env={"COLUMNS": "200"})
+    given = ["practise", "--model", folder, "--images", images, "--out", tmp_path / "out"]
+    return lambda *options: runner.invoke(app, [str(part) for part in (*given, *options)])
+
+
+def test_it_practises_judges_and_saves_and_goes_on(practise, tmp_path):
+    prompts = ("--prompt", "Hi", "--prompt", "What is this?", "--lr", 1e-2)
+    done = practise(*prompts, "--steps", 12, *SMALL)
+    assert done.exit_code == 0, done.output
+    assert "| off |" in done.stdout and "100.0 → 100.0" in done.stdout and "| budget 0.3 |" in done.stdout
+    out = tmp_path / "out"
+    assert {"README.md", "branch.safetensors", "branch_config.json"} <= {path.name for path in out.iterdir()}
+    log = out / "practice" / "log.jsonl"
+    assert [json.loads(line)["step"] for line in log.open()] == list(range(1, 13))
+    again = practise(*prompts, "--steps", 13, *SMALL)
+    assert again.exit_code == 0, again.output
+    assert [json.loads(line)["step"] for line in log.open()] == list(range(1, 14))
+
+
+def test_what_got_worse_is_one_line_and_exit_code_1(practise, tmp_path):
+    done = practise("--prompt", "Hi", "--steps", 2, "--lr", 50, *SMALL)
+    assert done.exit_code == 1 and done.stderr.count("worse: nothing was saved") == 1, done.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["practice"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "expected prompts, from a file of them (--prompts) or one by one (--prompt)"),
+        (("--prompt", "Hi", "--prompts", "prompts.jsonl"), "and not both"),
+        (("--prompts", "missing.jsonl"), "--prompts missing.jsonl does not exist; expected a JSONL file"),
+        (("--prompt", "Hi", "--images", "missing"), "--images missing does not exist; expected a folder"),
+        (("--prompt", "Hi", "--images", "empty"), "holds nothing to practise on"),
+        (("--prompt", "Hi", "--images", "one"), "is the only image; expected two or more"),
+        (("--prompt", "Hi", "--student", "all"), "student='all': expected one of ['branch', 'lora']"),
+        (("--prompt", "Hi", "--dtype", "int8"), "--dtype int8: expected float32"),
+        (("--prompt", "Hi", "--minutes", "0"), "minutes=0.0: expected more than 0"),
+        (("--prompt", "Hi", "--model", "/missing"), "/missing"),
+    ],
+)
+def test_bad_input_is_one_line(practise, photos, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"image": "a.png", "prompt": "Hi"}')
+    for name in ("empty", "one"):
+        (tmp_path / name).mkdir()
+    photos[0].save(tmp_path / "one" / "a.png")
+    done = practise(*options)
+    assert done.exit_code == BAD_INPUT and message in done.stderr and done.stderr.count("\n") == 1, done.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no JSON", "line 2: JSONDecodeError"),
+        ('["a.png", "Hi"]', "line 2: TypeError"),
+        ('{"image": "a.png"}', "line 2: KeyError('prompt')"),
+        ('{"image": "a.png", "prompt": " "}', "line 2: prompt is ' '; expected a text"),
+        ('{"image": "d.png", "prompt": "Hi"}', "d.png' does not exist; expected a path in"),
+    ],
+)
+def test_lines_that_cannot_be_used_are_named(images, tmp_path, line, message):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'{{"image": "more/c.png", "prompt": "Hi"}}\n{line}\n')
+    with pytest.raises(ValueError) as caught:
+        read_rows(images, [], file)
+    assert message in str(caught.value)
+
+
+def test_without_accelerate_the_error_says_what_to_install(practise, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    done = practise("--prompt", "Hi")
+    assert done.exit_code == BAD_INPUT and "pip install 'transformers-apt[train]'" in done.stderr, done.output
+
+
+def test_no_image_is_practised_on_and_judged_by(images):
+    rows = read_rows(images, ["Hi", "What is this?"], None)
+    assert len(rows) == 6 and {file.name for file, _ in rows} == {"a.png", "b.jpg", "c.png"}
+    practice, held_out = hold_out(rows, 64, seed=0)
+    assert sorted([*practice, *held_out]) == sorted(rows) and len(held_out) == 2
+    assert not {file for file, _ in practice} & {file for file, _ in held_out}
+
+
+def test_every_pair_comes_once_before_any_comes_again(images):
+    pairs = FilePairs(read_rows(images, ["Hi", "What is this?"], None), seed=0)
+    keys = [pairs[index].key for index in range(12)]
+    assert len(set(keys[:6])) == 6 and sorted(keys[:6]) == sorted(keys[6:]) and keys[:6] != keys[6:]
+    assert keys == [pairs[index].key for index in range(12)]
