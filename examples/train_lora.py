@@ -21,6 +21,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, set_seed
 
 import transformers_apt
+from transformers_apt import training
 
 transformers_apt.apply()  # where the package is installed, its start-up hook has done this already
 EMBEDDED = transformers_apt.demo_model_path()
@@ -69,6 +70,7 @@ def main(
     settings: Annotated[str, typer.Option(help="As JSON, what images_kwargs takes.")] = (
         '{"patch_selection_method": "fit", "alpha": 0.45}'
     ),
+    branch: Annotated[bool, typer.Option("--branch", help="Train a branch for coarse patches as well.")] = False,
     steps: int = 20,
     batch: Annotated[int, typer.Option(help="Rows of a step, in each process.")] = 6,
     lr: float = 2e-3,
@@ -78,7 +80,15 @@ def main(
     set_seed(0)  # LoRA begins at random
     processor = AutoProcessor.from_pretrained(model)
     checkpoint = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
-    lora = LoraConfig(r=8, lora_alpha=16, target_modules=["qkv", "q_proj", "k_proj", "v_proj"])
+    if branch:
+        training.add_branch(checkpoint)
+        processor.image_processor.patch_parts = True
+    lora = LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules=["qkv", "q_proj", "k_proj", "v_proj"],
+        modules_to_save=["branch"] if branch else None,  # trained whole, and saved in the adapter
+    )
     trainer = Trainer(
         model=get_peft_model(checkpoint, lora),
         args=TrainingArguments(

@@ -11,6 +11,7 @@ time. Run the same command again to go on. What it came to is asked for with
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--student", default="branch", choices=sorted(STUDENTS))
     parser.add_argument("--minutes", type=float, default=25.0, help="earlier calls included")
+    parser.add_argument("--steps", type=float, default=math.inf, help="stop after so many, if minutes are left")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--views", type=int, default=2, help="settings under which each picture is read")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -68,6 +70,7 @@ def main() -> None:
     plan = Plan(
         student=options.student,
         minutes=options.minutes,
+        steps=options.steps,
         batch=options.batch,
         views=options.views,
         lr=options.lr,

@@ -106,6 +106,10 @@ def test_trl_learns_from_mixed_patches_what_the_model_makes_of_them_by_hand():
     assert "error" not in outcome, outcome["printed"]
     for name, found in outcome["seen"].items():
         assert found["trainer"] == pytest.approx(found["by hand"], rel=1e-5), name
+    for name in ("sft", "chosen", "rejected"):
+        assert (
+            outcome["seen"][f"{name} with branch"]["trainer"] != outcome["seen"][f"{name} without branch"]["trainer"]
+        )
 
 
 def test_a_loss_that_cuts_rows_by_the_grid_does_not_train_on_the_wrong_ones():

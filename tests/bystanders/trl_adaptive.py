@@ -4,6 +4,7 @@ import torch
 
 from tests.bystanders.tiny import BUDGET, photos, save
 from tests.bystanders.trl_cases import make_rows, make_trainer, steps, turn
+from transformers_apt import training
 
 PROMPT, CHOSEN, REJECTED = turn("user", None, "Hi"), turn("assistant", "A rocket."), turn("assistant", "A cat.")
 
@@ -13,6 +14,20 @@ def _by_hand(folder):
 
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     return model.eval(), processor
+
+
+def _with_branch():
+    """A checkpoint's folder, with a branch that has learned something, and a processor that makes the parts it reads."""
+    folder = save()
+    model, processor = _by_hand(folder)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in training.add_branch(model).parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    processor.image_processor.patch_parts = True
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 def _one(processor, photo, *turns):
@@ -68,6 +83,10 @@ def _dpo(folder, model, processor):
 
 
 def supervised():
-    folder = save()
-    by_hand = _by_hand(folder)
-    return {"sft": _sft(folder, *by_hand), **_dpo(folder, *by_hand)}
+    """By folder, by number: the trainer's, and that made by hand."""
+    found = {}
+    for name, folder in (("without", save()), ("with", _with_branch())):
+        by_hand = _by_hand(folder)
+        numbers = {"sft": _sft(folder, *by_hand), **_dpo(folder, *by_hand)}
+        found |= {f"{number} {name} branch": value for number, value in numbers.items()}
+    return found
