@@ -81,8 +81,7 @@ def main(
     processor = AutoProcessor.from_pretrained(model)
     checkpoint = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
     if branch:
-        training.add_branch(checkpoint)
-        processor.image_processor.patch_parts = True
+        training.add_branch(checkpoint, processor)
     lora = LoraConfig(
         r=8,
         lora_alpha=16,

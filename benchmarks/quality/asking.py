@@ -38,8 +38,7 @@ def with_adapter(model: Any, processor: Any, folder: str) -> Any:
         return PeftModel.from_pretrained(model, folder).merge_and_unload()
     from transformers_apt import training
 
-    training.load(model, folder)
-    processor.image_processor.patch_parts = True
+    training.load(model, folder, processor)
     return model
 
 

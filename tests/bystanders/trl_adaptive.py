@@ -17,14 +17,13 @@ def _by_hand(folder):
 
 
 def _with_branch():
-    """A checkpoint's folder, with a branch that has learned something, and a processor that makes the parts it reads."""
+    """A checkpoint's folder, with a branch that has learned something."""
     folder = save()
     model, processor = _by_hand(folder)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in training.add_branch(model).parameters():
+        for weight in training.add_branch(model, processor).parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
-    processor.image_processor.patch_parts = True
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

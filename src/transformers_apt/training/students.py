@@ -30,8 +30,7 @@ class Student:
 
 def _begin_branch(model: Any, processor: Any) -> Any:
     model.requires_grad_(False)
-    add_branch(model).float().requires_grad_(True)
-    processor.image_processor.patch_parts = True
+    add_branch(model, processor).float().requires_grad_(True)
     return model
 
 
