@@ -7,7 +7,7 @@ trains the embedded model on its own examples. With a checkpoint and data of you
 
     python examples/train_lora.py --model Qwen/Qwen2-VL-2B-Instruct --questions questions.jsonl --out adapter
 
-Several processes: `accelerate launch --num_processes 2 examples/train_lora.py …`.
+Several processes: `accelerate launch --multi_gpu --num_processes 2 examples/train_lora.py …`.
 """
 
 import json

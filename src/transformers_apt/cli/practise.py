@@ -39,7 +39,7 @@ def practise(
     """Let a model practise on mixed patches with itself at full resolution as the teacher. No labels needed.
 
     What was gained is printed, for images that it did not practise on. Exit code 1, and nothing saved, where that is
-    a loss. For several processes: accelerate launch --no_python transformers-apt practise ...
+    a loss. For several processes: accelerate launch --multi_gpu --no_python transformers-apt practise ...
     """
     for name, path, found in (("--images", images, images.is_dir()), ("--prompts", prompts, _is_file(prompts))):
         if not found:

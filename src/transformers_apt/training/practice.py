@@ -30,6 +30,9 @@ from transformers_apt.training.teacher import Answer, answer, divergence
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+SPLIT = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""What `accelerate` calls the ways to split a model over processes."""
+
 WARM_UP = 30
 """Steps in which the learning rate rises."""
 
@@ -113,7 +116,7 @@ class Practice:
         step, seconds: how far it has come, earlier calls included.
 
     Raises:
-        ValueError: the folder is of another practice, or the batch cannot be shared out.
+        ValueError: the folder is of another practice, the batch cannot be shared out, or the weights are split.
     """
 
     def __init__(
@@ -126,6 +129,12 @@ class Practice:
         plan: Plan,
         out: Path,
     ) -> None:
+        if accelerator.distributed_type in SPLIT:
+            raise ValueError(
+                f"accelerate is configured for {accelerator.distributed_type.value}, which splits the weights over "
+                "processes; expected a whole model in each, because the teacher generates its answers. Choose one "
+                "process, or several without it, in accelerate config"
+            )
         if plan.batch % accelerator.num_processes:
             raise ValueError(
                 f"a batch of {plan.batch} pairs for {accelerator.num_processes} processes: expected a multiple"

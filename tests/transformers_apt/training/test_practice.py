@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 
 from transformers_apt.models.settings import check_selection
@@ -206,6 +206,12 @@ def test_worse_is_a_mean_over_all_settings_but_off():
 def test_plans_that_cannot_be(plan, message):
     with pytest.raises(ValueError, match=message):
         Plan(**plan)
+
+
+def test_split_weights_are_refused_by_name(begin, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match="configured for FSDP, which splits the weights"):
+        begin()
 
 
 def test_another_practice_in_the_same_folder_is_refused(begin):

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.transformers_apt.training import two_processes
 
@@ -18,17 +20,19 @@ def outcomes(tmp_path_factory):
     """The folders that one process and two have written."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
     }
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen([*launch, two_processes.__file__, str(two)], env=environment, **pipes) as launched:
         two_processes.main(one)
         printed, _ = launched.communicate(timeout=600)
     assert launched.returncode == 0, printed
+    assert [json.loads((folder / "processes.json").read_text()) for folder in (one, two)] == [1, 2]
     return one, two
 
 
@@ -54,6 +58,13 @@ def test_the_trainers_loss_falls(outcomes):
     for folder in outcomes:
         first, second = trainer_losses(folder)
         assert second < first
+
+
+@pytest.mark.slow
+def test_the_branch_has_learned_the_same(outcomes):
+    one, two = (load_file(folder / "practice" / "branch.safetensors") for folder in outcomes)
+    assert float(one["zero.weight"].abs().max()) > 1e-5
+    torch.testing.assert_close(two["zero.weight"], one["zero.weight"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What `test_processes.py` has one process do, and each of two: some steps of a trainer, and of practice."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers_apt.training.practice import Plan, make_accelerator
 
 def main(out: Path) -> None:
     processes = make_accelerator().num_processes
+    (out / "processes.json").write_text(json.dumps(processes))
     train_lora.main(steps=2, batch=6 // processes, out=out / "lora")
     images = train_lora.EXAMPLES.parent
     rows = command.rows_of(images, ["Read the code.", "Where is the sign?"], None, held_out=2, seed=0)
