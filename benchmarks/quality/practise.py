@@ -26,7 +26,7 @@ from transformers_apt.embedded.asking import load_checkpoint
 from transformers_apt.training.agreement import as_table
 from transformers_apt.training.command import practise
 from transformers_apt.training.pairs import Pair
-from transformers_apt.training.practice import Plan, Practice, make_accelerator
+from transformers_apt.training.practice import GotWorseError, Plan, Practice, make_accelerator
 from transformers_apt.training.students import STUDENTS
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2, help="settings under which each picture is read")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--held-out", type=int, default=300, help="questions to judge by, before and after")
+    parser.add_argument("--held-out", type=int, default=200, help="questions to judge by, before and after")
     parser.add_argument("--threads", type=int, default=1, help="compute threads")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     options = parser.parse_args()
@@ -87,7 +87,10 @@ def main() -> None:
     if accelerator.is_main_process:
         print(f"{pictures} pictures in this call, {pictures / seconds:.2f} a second\n")
         print(as_table(practice.before, after))
-    practice.save(after)
+    try:
+        practice.save(after)
+    except GotWorseError as error:
+        raise SystemExit(f"worse: {error}") from error
 
 
 if __name__ == "__main__":

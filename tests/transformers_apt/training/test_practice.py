@@ -161,14 +161,15 @@ def test_lora_learns_and_the_teacher_does_not_change(begin):
     assert (practice.out / "adapter_model.safetensors").exists()
 
 
-def test_interrupted_practice_goes_on_to_the_same_bits(begin, photos):
-    whole = begin("whole", steps=4)
+@pytest.mark.parametrize("student", ["branch", "lora"])
+def test_interrupted_practice_goes_on_to_the_same_bits(student, begin, photos):
+    whole = begin("whole", steps=4, student=student)
     whole.run()
-    cut = begin("cut", pairs=Photos(photos, interrupt_at=4), steps=4)
+    cut = begin("cut", pairs=Photos(photos, interrupt_at=4), steps=4, student=student)
     with pytest.raises(KeyboardInterrupt):
         cut.run()
     assert cut.step == 2
-    rest = begin("cut", steps=4)
+    rest = begin("cut", steps=4, student=student)
     assert rest.step == 2 and rest.before == cut.before
     rest.run()
     assert losses(rest) == losses(whole)
