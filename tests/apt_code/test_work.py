@@ -114,5 +114,5 @@ def test_entropy_needs_less_than_four_bytes_per_pixel():
     compute_patch_entropy_batched(images[..., :56, :56], 14, 3)  # compiled and loaded
     pixels = 2100 * 2800
     assert peak(lambda: compute_patch_entropy_batched(images, 14, 3)) < 4 * pixels
-    # the measure sees what it should: the plain code's int64 pixels alone are twice that (some pages are there already)
+    # the measure sees what it should: the plain code's int64 pixels alone are twice that (some pages may be there)
     assert peak(lambda: images[:, 0].long().add(1)) > 7 * pixels
