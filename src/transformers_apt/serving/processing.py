@@ -16,7 +16,7 @@ from transformers_apt.engine.patching import status
 from transformers_apt.models import reach, settings
 from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
 from transformers_apt.models.settings import DEFAULTS, METHOD, OFF
-from transformers_apt.serving import items
+from transformers_apt.serving import items, lora
 
 IMAGES_KWARGS = "images_kwargs"
 
@@ -64,6 +64,9 @@ class AdaptiveProcessor:
         server = _take(processor.image_processor, self._of_server)[0]
         given, rest = _take(processor.image_processor, request)
         resolved = settings.resolve(processor.image_processor, {**server, **given}, OFF)
+        if lora.is_on_tower(self.info.ctx.model_config):
+            of_server = settings.resolve(processor.image_processor, server, OFF)
+            _refuse_another_kind(resolved.method, of_server.method)
         if not resolved.anything:
             return request
         if resolved.method != OFF:
@@ -142,6 +145,20 @@ class AdaptiveProcessor:
     ) -> Sequence[Any]:
         updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
         return [_shorten(update, out_mm_kwargs) if update.modality == "image" else update for update in updates]
+
+
+def _refuse_another_kind(method: str, of_server: str) -> None:
+    """Say of a server with LoRA on the tower why a request's images must be of its own kind, if they are not.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if (method == OFF) != (of_server == OFF):
+        raise ValueError(
+            f"{METHOD}={method!r} on a server with --enable-tower-connector-lora and {METHOD}={of_server!r}: there "
+            f"vLLM can read images with adaptive patches, or images without ({OFF!r}), but not both; give the server "
+            "the one or the other with --mm-processor-kwargs"
+        )
 
 
 def _shorten(update: Any, out_mm_kwargs: Any) -> Any:
