@@ -63,9 +63,9 @@ class AdaptiveProcessor:
         processor = self.info.get_hf_processor()
         server = _take(processor.image_processor, self._of_server)[0]
         given, rest = _take(processor.image_processor, request)
-        resolved = settings.resolve(processor.image_processor, {**server, **given}, OFF)
+        resolved = settings.resolve(processor.image_processor, given, OFF, server)
         if lora.is_on_tower(self.info.ctx.model_config):
-            of_server = settings.resolve(processor.image_processor, server, OFF)
+            of_server = settings.resolve(processor.image_processor, {}, OFF, server)
             _refuse_another_kind(resolved.method, of_server.method)
         if not resolved.anything:
             return request
@@ -176,13 +176,19 @@ def _take(image_processor: Any, arguments: Mapping[str, Any]) -> tuple[dict[str,
     """The settings among a request's or a server's arguments, in `images_kwargs` or beside it, and the others.
 
     Raises:
-        ValueError: one is in both places.
+        ValueError: one is in both places, or the method in a third.
+        TypeError: `images_kwargs` is no mapping.
     """
     rest = dict(arguments)
+    for name, value in rest.items():
+        if name != IMAGES_KWARGS and isinstance(value, Mapping) and METHOD in value:
+            raise ValueError(f"{METHOD} was passed in {name}; pass it in {IMAGES_KWARGS}")
     flat = settings.take(rest, settings.names_of(image_processor, rest))
     images = rest.get(IMAGES_KWARGS)
-    if not isinstance(images, Mapping):  # what else it may be, transformers refuses
+    if images is None:
         return flat, rest
+    if not isinstance(images, Mapping):
+        raise TypeError(f"{IMAGES_KWARGS}={images!r}: expected one object, which is for all images of a request")
     rest[IMAGES_KWARGS] = dict(images)
     nested = settings.take(rest[IMAGES_KWARGS], settings.names_of(image_processor, rest[IMAGES_KWARGS]))
     twice = sorted(flat.keys() & nested.keys())
