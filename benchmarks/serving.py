@@ -1,7 +1,7 @@
 """What adaptive patches save a vLLM server, next to the same server with `off` and with smaller images.
 
     python -m benchmarks.serving                                       # the embedded model, on a CPU
-    python -m benchmarks.serving --shape 2B --requests 8 --side 448    # Qwen2-VL-2B's shape, random weights
+    python -m benchmarks.serving --shape 2b --requests 4 --side 448    # Qwen2-VL-2B's shape, random weights
     python -m benchmarks.serving --model Qwen/Qwen2.5-VL-7B-Instruct --requests 512 --concurrency 64 --rate 8
 
 Needs an environment with vLLM. Each case is a server of its own, one after the other, `--rounds` times over, so that
@@ -238,12 +238,19 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def random_checkpoint(folder: Path, shape: str) -> Path:
-    """A checkpoint of Qwen2-VL without weights, of a published shape."""
+    """A checkpoint of Qwen2-VL without weights, of a published shape.
+
+    Raises:
+        ValueError: no such shape.
+    """
     from benchmarks.random_models import config_of, sizes_of
     from transformers_apt.embedded.tiny_checkpoint import build_processor
 
+    shapes = sizes_of("qwen2_vl")
+    if shape not in shapes:
+        raise ValueError(f"--shape {shape}: expected one of {list(shapes)}")
     processor = build_processor()
-    config = config_of("qwen2_vl", sizes_of("qwen2_vl")[shape], processor.tokenizer)
+    config = config_of("qwen2_vl", shapes[shape], processor.tokenizer)
     config.architectures = ["Qwen2VLForConditionalGeneration"]
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
