@@ -89,9 +89,9 @@ $(VENV)-vllm/.installed: pyproject.toml src/transformers_apt.pth src/transformer
 	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
 	@touch $@
 
-test-vllm: ## the vLLM plugin, in an environment with a vLLM for CPUs; some minutes the first time
+test-vllm: ## the vLLM plugin and the batch job, in an environment with a vLLM for CPUs; some minutes the first time
 	@if $(MAKE) --no-print-directory $(VENV)-vllm/.installed; then \
-		OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/serving $(TEST_ARGS); \
+		OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest tests/serving tests/examples $(TEST_ARGS); \
 	else echo "test-vllm: NOTHING WAS TESTED. vLLM for CPUs cannot be installed here (see above), so the vLLM plugin" \
 		"is untested on this machine. Everything else goes on."; fi
 

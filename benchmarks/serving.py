@@ -1,12 +1,13 @@
 """What adaptive patches save a vLLM server, next to the same server with `off` and with smaller images.
 
     python -m benchmarks.serving                                       # the embedded model, on a CPU
-    python -m benchmarks.serving --shape 2B --requests 8 --side 448    # Qwen2-VL-2B's shape, random weights
+    python -m benchmarks.serving --shape 2b --requests 4 --side 448    # Qwen2-VL-2B's shape, random weights
     python -m benchmarks.serving --model Qwen/Qwen2.5-VL-7B-Instruct --requests 512 --concurrency 64 --rate 8
 
 Needs an environment with vLLM. Each case is a server of its own, one after the other, `--rounds` times over, so that
-whatever else the machine does hits all of them. Every picture is sent once, so that no cache helps. `max_pixels` makes
-images so small that they have as many language tokens as with adaptive patches: what somebody would do without them.
+whatever else the machine does hits all of them. Every picture is sent once, so that no cache helps. After each case
+with adaptive patches comes `max_pixels`, which makes images so small that they have as many language tokens: what
+somebody would do without them.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from PIL import Image, ImageDraw
 
 from benchmarks.measuring import hardware, report
 from benchmarks.vllm_server import NAME, Server, serving
+from transformers_apt.cli.comparison import label
 from transformers_apt.embedded import demo_model_path, examples
+from transformers_apt.models.settings import FIT, METHOD, OFF, RECOMMENDED
 
-ADAPTIVE = {"patch_selection_method": "v1", "importance_method": "upsample_l4", "drop_tolerance": 2}
+SETTINGS = (dict(RECOMMENDED), {METHOD: FIT, "alpha": 0.45})
 NEW_TOKENS = 16
 
 
@@ -71,12 +74,23 @@ def same_tokens(processor: Any, images: Sequence[bytes], tokens: float) -> dict[
     low, high = unit, 16384 * unit
 
     def limited(area: int) -> dict[str, Any]:
-        return {"size": {"shortest_edge": unit, "longest_edge": area}, "patch_selection_method": "off"}
+        return {"size": {"shortest_edge": unit, "longest_edge": area}, METHOD: OFF}
 
     while high - low > unit // 4:
         middle = (low + high) // 2
         low, high = (low, middle) if mean_tokens(processor, images, limited(middle)) > tokens else (middle, high)
     return limited(low)
+
+
+def cases_of(processor: Any, images: Sequence[bytes], settings: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`images_kwargs` by name: `off`, and each of the settings with a downscale to as many language tokens."""
+    found: dict[str, dict[str, Any]] = {OFF: {METHOD: OFF}}
+    for one in settings:
+        found[label(one)] = one
+        found[f"max_pixels, tokens of {label(one)}"] = same_tokens(
+            processor, images, mean_tokens(processor, images, one)
+        )
+    return found
 
 
 # ---------------------------------------------------------------- load
@@ -224,12 +238,19 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def random_checkpoint(folder: Path, shape: str) -> Path:
-    """A checkpoint of Qwen2-VL without weights, of a published shape."""
+    """A checkpoint of Qwen2-VL without weights, of a published shape.
+
+    Raises:
+        ValueError: no such shape.
+    """
     from benchmarks.random_models import config_of, sizes_of
     from transformers_apt.embedded.tiny_checkpoint import build_processor
 
+    shapes = sizes_of("qwen2_vl")
+    if shape not in shapes:
+        raise ValueError(f"--shape {shape}: expected one of {list(shapes)}")
     processor = build_processor()
-    config = config_of("qwen2_vl", sizes_of("qwen2_vl")[shape], processor.tokenizer)
+    config = config_of("qwen2_vl", shapes[shape], processor.tokenizer)
     config.architectures = ["Qwen2VLForConditionalGeneration"]
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -240,7 +261,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a checkpoint; by default the embedded one")
     parser.add_argument("--shape", help="instead of a model: random weights of a published shape of Qwen2-VL")
-    parser.add_argument("--settings", type=json.loads, default=ADAPTIVE, help="the adaptive case's, as JSON")
+    parser.add_argument(
+        "--settings", type=json.loads, action="append", help="of an adaptive case, as JSON; repeatable"
+    )
     parser.add_argument("--requests", type=int, default=48, help="of each case, load and round")
     parser.add_argument("--concurrency", type=int, default=8, help="of the closed loop")
     parser.add_argument("--rate", type=float, default=4, help="requests a second at the fixed rate")
@@ -257,18 +280,12 @@ def main() -> None:
             model = str(random_checkpoint(Path(folder), options.shape))
             server_arguments += ["--load-format", "dummy", "--dtype", "bfloat16"]
         processor = AutoProcessor.from_pretrained(model)
-        sample = pictures(12, options.side, 0)
-        tokens = mean_tokens(processor, sample, options.settings)
-        cases = {
-            "off": {"patch_selection_method": "off"},
-            "adaptive": options.settings,
-            "max_pixels": same_tokens(processor, sample, tokens),
-        }
+        cases = cases_of(processor, pictures(12, options.side, 0), options.settings or SETTINGS)
         rows = []
         for round_ in range(options.rounds):
-            for case, images_kwargs in cases.items():
+            for number, (case, images_kwargs) in enumerate(cases.items()):
                 asked = ["--mm-processor-kwargs", json.dumps({"images_kwargs": images_kwargs})]
-                log = options.output / f"{case}.log"
+                log = options.output / f"server_{number}.log"
                 with serving(model, *asked, *server_arguments, log=log) as server:
                     first = round_ * 3 * options.requests
                     rows += [{"case": case, "round": round_, **row} for row in measure(server, options, first)]

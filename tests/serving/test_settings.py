@@ -10,6 +10,7 @@ from tests.serving.engines import IMAGE, Request, engine, processed
 from transformers_apt.models.layouts import LAYOUT_KEY
 
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
+V1, V2 = {"patch_selection_method": "v1"}, {"patch_selection_method": "v2"}
 TEXT = f"What is in {IMAGE}?"
 
 
@@ -41,8 +42,9 @@ def picture(pictures):
 def test_settings_of_the_server_and_of_a_request(checkpoint, picture, nested):
     server = {"images_kwargs": BUDGET} if nested else BUDGET
     with engine(checkpoint, mm_processor_kwargs=server) as llm:
-        for settings in ({}, {"alpha": 0.7}, {"patch_selection_method": "v1"}):
-            expected = expected_layout(checkpoint, picture, {**BUDGET, **settings})
+        # alpha means something else to v2, so that the server's, which was for budget, does not reach it
+        for settings, means in (({}, BUDGET), ({"alpha": 0.7}, BUDGET | {"alpha": 0.7}), (V1, V1), (V2, V2)):
+            expected = expected_layout(checkpoint, picture, means)
             for nested_request in (True, False):
                 assert layout_in(llm, Request(TEXT, [picture], settings=settings, nested=nested_request)) == expected
         assert layout_in(llm, Request(TEXT, [picture], settings={"patch_selection_method": "off"})) is None
@@ -80,6 +82,20 @@ def test_bad_settings_of_a_request_are_named(llm, picture, settings, sentence):
 def test_a_setting_that_is_passed_twice_is_refused(llm, picture):
     request = Request(TEXT, [picture]).for_vllm() | {"mm_processor_kwargs": {**BUDGET, "images_kwargs": BUDGET}}
     with pytest.raises(ValueError, match="passed twice"):
+        llm.renderer.render_cmpl([request])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"images_kwargs": [BUDGET, BUDGET]}, "expected one object, which is for all images"),
+        ({"images_kwargs": "v1"}, "images_kwargs='v1': expected one object"),
+        ({"videos_kwargs": BUDGET}, "was passed in videos_kwargs; pass it in images_kwargs"),
+    ],
+)
+def test_settings_in_a_place_where_nobody_reads_them_are_refused(llm, picture, arguments, sentence):
+    request = Request(TEXT, [picture]).for_vllm() | {"mm_processor_kwargs": arguments}
+    with pytest.raises((TypeError, ValueError), match=sentence):
         llm.renderer.render_cmpl([request])
 
 

@@ -11,7 +11,7 @@ import typer
 from transformers_apt.cli.messages import BAD_INPUT, CHECKPOINT, check_model, complain, fail
 
 
-def _number_or_off(text: str) -> float | str:
+def number_or_off(text: str) -> float | str:
     """What is neither is refused where settings are checked."""
     try:
         return float(text)
@@ -63,7 +63,7 @@ def visualize(
     drop_tolerance: Annotated[
         Any,
         typer.Option(
-            parser=_number_or_off,
+            parser=number_or_off,
             metavar="NUMBER",
             help="Leave out plain cells that repeat their neighbour within so many grey levels; 2 is recommended.",
             show_default="off",

@@ -188,14 +188,26 @@ class Resolved:
         return {name: self.values[name] for name in (METHOD, *sorted(USED_BY[self.method]))}
 
 
-def resolve(image_processor: Any, given: Mapping[str, Any], default: str = DEFAULTS[METHOD]) -> Resolved:
+def resolve(
+    image_processor: Any,
+    given: Mapping[str, Any],
+    default: str = DEFAULTS[METHOD],
+    of_server: Mapping[str, Any] | None = None,
+) -> Resolved:
     """The settings of a call that names `given`, with `default` for the method where nobody names one.
+
+    Args:
+        image_processor: whose attributes count.
+        given: the call's.
+        default: the method where nobody names one.
+        of_server: what a server was started with; between the call and the attributes.
 
     Raises:
         TypeError, ValueError: one that cannot be used.
     """
     sources = [given]
-    for ask in (lambda: attributes_of(image_processor), of_environment):
+    further = (lambda: of_server or {}, lambda: attributes_of(image_processor), of_environment)
+    for ask in further:
         if not _is_off(sources[-1].get(METHOD)):  # else nobody asks what lies further from the call
             sources.append(ask())
     sources = _with_what_they_mean(sources)
@@ -206,13 +218,14 @@ def resolve(image_processor: Any, given: Mapping[str, Any], default: str = DEFAU
     try:
         check_selection(**values)
     except (TypeError, ValueError) as error:
-        blamed = set(sources[2]) - set(sources[0]) - set(sources[1]) if len(sources) == 3 else ()
+        asked = len(sources) > len(further)  # the environment too
+        blamed = set(sources[-1]).difference(*sources[:-1]) if asked else ()
         if any(name in str(error) for name in blamed):
             raise type(error)(f"{error} ({ENVIRONMENT}={os.environ[ENVIRONMENT]!r})") from error
         raise
     by = next((i for i, found in enumerate(sources) if METHOD in found), None)
     _name_what_has_no_effect(sources if by is None else sources[: by + 1], values)
-    return Resolved(values, by is not None, any(sources), by == 2)
+    return Resolved(values, by is not None, any(sources), by == len(further))
 
 
 def _with_what_they_mean(sources: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -65,6 +65,11 @@ RELIES_ON: Mapping[str, tuple[str, ...]] = {
         "config/multimodal.py MultiModalConfig.mm_device_do_normalize",
         "config/multimodal.py MultiModalConfig.mm_encoder_tp_mode",
         "config/multimodal.py MultiModalConfig.is_multimodal_pruning_enabled()",
+        "config/lora.py LoRAConfig.enable_tower_connector_lora",
+        "config/vllm.py VllmConfig.lora_config",
+        "config/vllm.py VllmConfig.try_verify_and_update_config()",
+        f"{_MODELS}/config.py MODELS_CONFIG_MAP",
+        f"{_MODELS}/config.py VerifyAndUpdateConfig.verify_and_update_config(vllm_config)",
         "model_executor/layers/rotary_embedding/base.py RotaryEmbeddingBase._compute_inv_freq(base)",
         "model_executor/layers/rotary_embedding/base.py RotaryEmbeddingBase.cos_sin_cache",
         "v1/worker/encoder_cudagraph_defs.py EncoderCudaGraphConfig.modalities",
@@ -116,7 +121,7 @@ RELIES_ON: Mapping[str, tuple[str, ...]] = {
         f"{_MODELS}/qwen3_5.py Qwen3_5MoeProcessingInfo",
     ),
 }  # fmt: skip
-"""By family, `file.py Class`, `file.py Class.attribute` or `file.py Class.method(parameters that are used)`."""
+"""By family: `file.py Class` or a variable, `file.py Class.attribute`, `file.py Class.method(parameters in use)`."""
 
 
 def problems(families: Collection[str], version: str | None = None, root: Path | None = None) -> dict[str, str]:
@@ -153,7 +158,7 @@ def _is_supported(version: str) -> bool:
 
 
 class _Sources:
-    """The classes and functions of vLLM's files, each read once."""
+    """The classes, functions and variables of vLLM's files, each read once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -176,14 +181,13 @@ class _Sources:
         if file not in self._trees:
             path = self.root / file
             tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
-            self._trees[file] = {
-                node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))
-            }
+            classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+            self._trees[file] = dict(_members(tree)) | classes
         return self._trees[file]
 
 
 def _members(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """Methods and class attributes of a class, and what its methods use of `self`."""
+    """Functions and variables of a class or a file, and what a class's methods use of `self`."""
     for child in getattr(node, "body", ()):
         if isinstance(child, ast.AnnAssign) and isinstance(child.target, ast.Name):
             yield child.target.id, child

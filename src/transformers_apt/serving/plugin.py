@@ -45,8 +45,11 @@ def register() -> None:
 
     from vllm import ModelRegistry
 
+    from transformers_apt.serving import lora
+
     for architecture, module in ARCHITECTURES.items():
         if module not in wrong:
+            lora.note_for(architecture)
             ModelRegistry.register_model(architecture, f"{__package__}.models.{module}:{architecture}")
 
 

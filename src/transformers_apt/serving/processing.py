@@ -17,7 +17,7 @@ from transformers_apt.models import reach, settings
 from transformers_apt.models.branch import CONFIG_KEY
 from transformers_apt.models.layouts import COUNTS_KEY, LAYOUT_KEY
 from transformers_apt.models.settings import DEFAULTS, METHOD, OFF
-from transformers_apt.serving import items
+from transformers_apt.serving import items, lora
 
 IMAGES_KWARGS = "images_kwargs"
 
@@ -71,7 +71,10 @@ class AdaptiveProcessor:
         processor = self.info.get_hf_processor()
         server = _take(processor.image_processor, self._of_server)[0]
         given, rest = _take(processor.image_processor, request)
-        resolved = settings.resolve(processor.image_processor, {**server, **given}, OFF)
+        resolved = settings.resolve(processor.image_processor, given, OFF, server)
+        if lora.is_on_tower(self.info.ctx.model_config):
+            of_server = settings.resolve(processor.image_processor, {}, OFF, server)
+            _refuse_another_kind(resolved.method, of_server.method)
         if not resolved.anything:
             return request
         if server.get("patch_parts") or given.get("patch_parts"):
@@ -158,6 +161,20 @@ class AdaptiveProcessor:
         return [_shorten(update, out_mm_kwargs) if update.modality == "image" else update for update in updates]
 
 
+def _refuse_another_kind(method: str, of_server: str) -> None:
+    """Say of a server with LoRA on the tower why a request's images must be of its own kind, if they are not.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if (method == OFF) != (of_server == OFF):
+        raise ValueError(
+            f"{METHOD}={method!r} on a server with --enable-tower-connector-lora and {METHOD}={of_server!r}: there "
+            f"vLLM can read images with adaptive patches, or images without ({OFF!r}), but not both; give the server "
+            "the one or the other with --mm-processor-kwargs"
+        )
+
+
 def _shorten(update: Any, out_mm_kwargs: Any) -> Any:
     """vLLM's replacement of an image's placeholder, with as many of its tokens as the image's layout has."""
 
@@ -173,13 +190,19 @@ def _take(image_processor: Any, arguments: Mapping[str, Any]) -> tuple[dict[str,
     """The settings among a request's or a server's arguments, in `images_kwargs` or beside it, and the others.
 
     Raises:
-        ValueError: one is in both places.
+        ValueError: one is in both places, or the method in a third.
+        TypeError: `images_kwargs` is no mapping.
     """
     rest = dict(arguments)
+    for name, value in rest.items():
+        if name != IMAGES_KWARGS and isinstance(value, Mapping) and METHOD in value:
+            raise ValueError(f"{METHOD} was passed in {name}; pass it in {IMAGES_KWARGS}")
     flat = settings.take(rest, settings.names_of(image_processor, rest))
     images = rest.get(IMAGES_KWARGS)
-    if not isinstance(images, Mapping):  # what else it may be, transformers refuses
+    if images is None:
         return flat, rest
+    if not isinstance(images, Mapping):
+        raise TypeError(f"{IMAGES_KWARGS}={images!r}: expected one object, which is for all images of a request")
     rest[IMAGES_KWARGS] = dict(images)
     nested = settings.take(rest[IMAGES_KWARGS], settings.names_of(image_processor, rest[IMAGES_KWARGS]))
     twice = sorted(flat.keys() & nested.keys())
