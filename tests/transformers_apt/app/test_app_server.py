@@ -10,8 +10,8 @@ from PIL import Image
 
 from transformers_apt.app.server import Drawings
 
-A = ["budget", "entropy", 0.3, 1.0, None, None, "off"]
-B = ["off", "entropy", 0.3, 1.0, None, None, "off"]
+A = ["budget", "entropy", 0.3, 1.0, None, None, "off", "off"]
+B = ["off", "entropy", 0.3, 1.0, None, None, "off", "off"]
 
 
 def test_it_listens_on_this_machine_only_and_shares_nothing(served):
@@ -64,10 +64,11 @@ def test_no_other_host_is_asked(served):
 @pytest.mark.parametrize(
     ("controls", "named"),
     [
-        (["budget", "entropy", 1.5, 1.0, None, None, "off"], "1.5 is greater than maximum"),
-        (["v2", "entropy", 0.5, -1.0, None, None, "off"], "-1.0 is less than minimum"),
-        (["best", "entropy", 0.5, 1.0, None, None, "off"], "best is not in the list of choices"),
-        (["v1", "entropy", 0.5, 1.0, None, None, "3"], "3 is not in the list of choices"),
+        (["budget", "entropy", 1.5, 1.0, None, None, "off", "off"], "1.5 is greater than maximum"),
+        (["v2", "entropy", 0.5, -1.0, None, None, "off", "off"], "-1.0 is less than minimum"),
+        (["best", "entropy", 0.5, 1.0, None, None, "off", "off"], "best is not in the list of choices"),
+        (["v1", "entropy", 0.5, 1.0, None, None, "3", "off"], "3 is not in the list of choices"),
+        (["v1", "entropy", 0.5, 1.0, None, None, "2", "3"], "3 is not in the list of choices"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_the_server(served, encoded, controls, named):

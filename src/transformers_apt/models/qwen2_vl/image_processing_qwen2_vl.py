@@ -19,7 +19,7 @@ from transformers_apt.models.checkpoints import processor_class_of
 class Qwen2VLImageProcessor(Overlay):
     """Modifications:
 
-    - six settings, as class attributes; the constructor and `from_pretrained` set them, upstream's `to_dict` saves
+    - seven settings, as class attributes; the constructor and `from_pretrained` set them, upstream's `to_dict` saves
       those that somebody set. `valid_kwargs` stays upstream's;
     - `from_pretrained`, `from_dict`, `__getstate__` and `__setstate__` (a copy, or one that was pickled) keep note of
       the processor that it belongs to;
@@ -38,6 +38,7 @@ class Qwen2VLImageProcessor(Overlay):
     importance_method = settings.DEFAULTS["importance_method"]
     thresholds = settings.DEFAULTS["thresholds"]
     drop_tolerance = settings.DEFAULTS["drop_tolerance"]
+    predict_tolerance = settings.DEFAULTS["predict_tolerance"]
     max_language_tokens = settings.DEFAULTS["max_language_tokens"]
     last_budget_info = preprocessing.last_budget_info
 
