@@ -135,6 +135,19 @@ def test_what_is_dropped_inherits_the_roots_colour(dtype):
         assert torch.equal(channel.long()[colours > 0], colours[colours > 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(("last", "stays"), [(107, True), (97, False)])
+def test_the_upper_neighbour_predicts_only_where_the_upper_left_is_not_like_it(dtype, last, stays):
+    """By hand: 103 stays because 200 above it was expected; below it the upper left is like both, so the left counts."""
+    levels = torch.tensor([[100, 200], [100, 103], [100, last]])
+    image = levels.repeat_interleave(28, 0).repeat_interleave(28, 1).expand(3, -1, -1).to(dtype)
+    layout = layout_of([[row, col, 2] for row in (0, 2, 4) for col in (0, 2)], (6, 4))
+    (found,) = drop_repeats(image[None], [layout], 14, None, 4)
+    assert (found.owner[::2, ::2] >= 0).tolist() == [[True, True], [False, True], [False, stays]]
+    seen = inherited_pixels(image, layout, 14, None, 4)
+    assert seen[:, ::28, ::28].tolist() == [[[100, 200], [100, 103], [100, last if stays else 100]]] * 3
+
+
 @pytest.mark.parametrize("rules", [(2, None), (None, 2)])
 def test_images_that_are_not_made_of_merge_cells_are_refused(rules):
     layout = PatchLayout.uniform((4, 6))
