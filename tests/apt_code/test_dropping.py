@@ -138,7 +138,7 @@ def test_what_is_dropped_inherits_the_roots_colour(dtype):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(("last", "stays"), [(107, True), (97, False)])
 def test_the_upper_neighbour_predicts_only_where_the_upper_left_is_not_like_it(dtype, last, stays):
-    """By hand: 103 stays because 200 above it was expected; below it the upper left is like both, so the left counts."""
+    """By hand: 103 stays, as 200 was expected; below it the upper left is like both, so the left one counts."""
     levels = torch.tensor([[100, 200], [100, 103], [100, last]])
     image = levels.repeat_interleave(28, 0).repeat_interleave(28, 1).expand(3, -1, -1).to(dtype)
     layout = layout_of([[row, col, 2] for row in (0, 2, 4) for col in (0, 2)], (6, 4))
