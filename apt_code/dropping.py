@@ -4,19 +4,27 @@ Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `n` patches.
 
 After the tiling, its *units* are visited: whole patches, and merge cells that are split into base patches. They go in
 raster order of the coarsest patches, in Z-order within, so that what lies left of a unit and above it is always known.
-A unit is *flat* where the raster that the model would read of it has a standard deviation of at most the tolerance, in
-every channel. A flat unit is dropped where its mean lies within the tolerance, in every channel, of the *root colours*
-of all flat cells that it touches on the left, or else above; it inherits the first one's root, so that nothing drifts
-along a gradient. A flat unit that is kept is a root itself.
+There are two rules; each works with or without the other, and the first one that applies decides.
 
-All sums are integers, so the result depends on no device, no order and no neighbour in the batch.
+*Flat* (`drop_tolerance`): a unit is flat where the raster that the model would read of it has a standard deviation of
+at most the tolerance, in every channel. A flat unit is dropped where its mean lies within the tolerance, in every
+channel, of the *root colours* of all flat cells that it touches on the left, or else above; it inherits the first
+one's root, so that nothing drifts along a gradient. A flat unit that is kept is a root itself.
+
+*Predictable* (`predict_tolerance`): a unit is dropped where no pixel of it differs by more than the tolerance from the
+neighbour that it is likely to repeat, and inherits that one's pixels. That is the square of its size on the left; or
+the one above, where the upper left is like the left and not like the upper: then nothing changes downwards there, and
+something does to the right (LOCO-I's test, as in PixelPrune, arXiv 2604.00886). What is compared is what is left of
+the picture: a coarse patch as its averages, a dropped unit as what it inherits, all in whole grey levels.
+
+All arithmetic is of integers, so the result depends on no device, no order and no neighbour in the batch.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,38 +43,45 @@ OFF = "off"
 LARGEST_SIDE = 2048
 """Side of a patch in pixels up to which no sum leaves 64 bits: 255 · 256 · side⁴ of two colours that are compared."""
 
+_NONE = -1.0
+"""The tolerance of a rule that is off, for a kernel, which wants a number."""
 
-def check_tolerance(drop_tolerance: float | str | None) -> float | None:
-    """The tolerance, or `None` for dropping nothing, which may also be written `"off"`.
+
+def check_tolerance(value: float | str | None, name: str = "drop_tolerance") -> float | None:
+    """The tolerance of a rule, or `None` where it is off, which may also be written `"off"`.
 
     Raises:
         TypeError: not a number. ValueError: not from 0 to 255.
     """
-    if drop_tolerance is None or (isinstance(drop_tolerance, str) and drop_tolerance == OFF):
+    if value is None or (isinstance(value, str) and value == OFF):
         return None
-    if isinstance(drop_tolerance, bool) or not isinstance(drop_tolerance, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
-            f"drop_tolerance={drop_tolerance!r} of type {type(drop_tolerance).__name__}: expected a number of grey "
-            f"levels, or {OFF!r} to drop nothing"
+            f"{name}={value!r} of type {type(value).__name__}: expected a number of grey levels, or {OFF!r} to drop "
+            "nothing by it"
         )
-    if not 0 <= drop_tolerance <= 255:
+    if not 0 <= value <= 255:
+        advice = " (2 is recommended)" if name == "drop_tolerance" else ""
         raise ValueError(
-            f"drop_tolerance={drop_tolerance}: expected grey levels from 0 to 255 (2 is recommended), or {OFF!r} to "
-            "drop nothing"
+            f"{name}={value}: expected grey levels from 0 to 255{advice}, or {OFF!r} to drop nothing by it"
         )
-    return float(drop_tolerance)
+    return float(value)
 
 
-def drop_flat(
-    images: Tensor, layouts: Sequence[PatchLayout], drop_tolerance: float, patch_size: int
+def drop_repeats(
+    images: Tensor,
+    layouts: Sequence[PatchLayout],
+    patch_size: int,
+    drop_tolerance: float | None,
+    predict_tolerance: float | None = None,
 ) -> list[PatchLayout]:
-    """The layouts without the units that repeat their neighbour's colour.
+    """The layouts without the units that repeat their neighbour's colour, or its pixels.
 
     Args:
         images: `(b, c, H, W)` with values in [0, 255], made of whole merge cells.
         layouts: one tiling per image, each whole.
-        drop_tolerance: in grey levels.
         patch_size: side of a base patch in pixels.
+        drop_tolerance, predict_tolerance: of each rule in grey levels; `None` leaves it out.
 
     Returns:
         One layout per image, of the patches that stay; the first merge cell always does.
@@ -74,25 +89,27 @@ def drop_flat(
     Raises:
         ValueError: images that are not made of whole merge cells, or patches of more than `LARGEST_SIDE` pixels.
     """
-    found = _walk(images, layouts, drop_tolerance, patch_size)
+    found = _walk(images, layouts, patch_size, drop_tolerance, predict_tolerance, predict_tolerance is not None)
     return [PatchLayout(layout.grid, layout.patches[walk.stays]) for layout, walk in zip(layouts, found, strict=True)]
 
 
-def inherited_colours(image: Tensor, layout: PatchLayout, drop_tolerance: float, patch_size: int) -> Tensor:
-    """What is shown in place of the cells that `drop_flat` leaves out of a tiling: the root colours they inherit.
+def inherited_pixels(
+    image: Tensor,
+    layout: PatchLayout,
+    patch_size: int,
+    drop_tolerance: float | None,
+    predict_tolerance: float | None = None,
+) -> Tensor:
+    """What stands in place of the cells that `drop_repeats` leaves out: the colour or the pixels that they inherit.
 
     Args:
-        image: `(c, H, W)`; with the other arguments as `drop_flat` was given them, the tiling still whole.
+        image: `(c, H, W)`; with the other arguments as `drop_repeats` was given them, the tiling still whole.
 
     Returns:
-        `(c, H / merge cell, W / merge cell)` float32 grey levels; NaN where a merge cell stays.
+        `(c, H, W)` uint8, of the whole picture; where a cell stays, what a model reads of it.
     """
-    (walk,) = _walk(image.unsqueeze(0), [layout], drop_tolerance, patch_size)
-    colours = torch.from_numpy(walk.roots / np.maximum(walk.pixels, 1)[..., None]).float()  # (hm, wm, c)
-    staying = layout.patches[walk.stays]
-    for row, col, size in (staying // MERGE_SIZE).tolist():
-        colours[row : row + max(size, 1), col : col + max(size, 1)] = torch.nan
-    return rearrange(colours, "hm wm c -> c hm wm")
+    (walk,) = _walk(image.unsqueeze(0), [layout], patch_size, drop_tolerance, predict_tolerance, True)
+    return torch.from_numpy(walk.seen)
 
 
 class _Walk(NamedTuple):
@@ -100,29 +117,36 @@ class _Walk(NamedTuple):
 
     Attributes:
         stays: `(n,)` bool, of each patch.
-        roots: `(hm, wm, c)`, of each flat merge cell: the root colour, as the sum over so many pixels.
-        pixels: `(hm, wm)` int64, so many; 0 where a cell is not flat.
+        seen: `(c, H, W)` uint8, what is left of the picture; `(c, 0, 0)` where nobody asked.
     """
 
     stays: Tensor
-    roots: np.ndarray
-    pixels: np.ndarray
+    seen: np.ndarray
 
 
-def _walk(images: Tensor, layouts: Sequence[PatchLayout], tolerance: float, patch_size: int) -> list[_Walk]:
-    height, width = images.shape[-2:]
+def _walk(
+    images: Tensor,
+    layouts: Sequence[PatchLayout],
+    patch_size: int,
+    flat: float | None,
+    predict: float | None,
+    show: bool,
+) -> list[_Walk]:
+    """One walk per image; `show` asks for what is seen."""
+    channels, height, width = images.shape[-3:]
     cell = patch_size * MERGE_SIZE
     if height % cell or width % cell:
         raise ValueError(
-            f"images of {height}×{width} px with drop_tolerance: expected sides that are multiples of {cell} px; "
-            f"resize them, or pass {OFF!r} to drop nothing"
+            f"images of {height}×{width} px with drop_tolerance or predict_tolerance: expected sides that are "
+            f"multiples of {cell} px; resize them, or pass {OFF!r} to drop nothing"
         )
     side = patch_size * max((max(layout.patches_by_size) for layout in layouts), default=1)
     if side > LARGEST_SIDE:
         raise ValueError(
-            f"a patch of {side} px with drop_tolerance: expected at most {LARGEST_SIDE} px; build the layout with "
-            f"fewer scales, or pass {OFF!r} to drop nothing"
+            f"a patch of {side} px with drop_tolerance or predict_tolerance: expected at most {LARGEST_SIDE} px; "
+            f"build the layout with fewer scales, or pass {OFF!r} to drop nothing"
         )
+    flat, predict = (_NONE if tolerance is None else float(tolerance) for tolerance in (flat, predict))
     images = images.detach().cpu()  # one copy: the walk takes its steps one by one, which a GPU would wait for
     if can_compile(images):
         from apt_code import dropping_kernel
@@ -132,26 +156,29 @@ def _walk(images: Tensor, layouts: Sequence[PatchLayout], tolerance: float, patc
             found = []
             for image, layout in zip(values, layouts, strict=True):
                 stays = np.ones(len(layout), np.bool_)
-                roots = np.zeros((height // cell, width // cell, len(image)), np.int64)
-                pixels = np.zeros(roots.shape[:2], np.int64)
+                seen = image.copy() if show else np.empty((channels, 0, 0), np.uint8)
                 patches = layout.patches.contiguous().numpy()
-                run_kernel(dropping_kernel.keep_unlike, image, patches, tolerance, patch_size, stays, roots, pixels)
-                found.append(_Walk(torch.from_numpy(stays), roots, pixels))
+                run_kernel(dropping_kernel.keep_unlike, image, patches, patch_size, flat, predict, stays, seen)
+                found.append(_Walk(torch.from_numpy(stays), seen))
             return found
-    return [_keep_unlike(image, layout, tolerance, patch_size) for image, layout in zip(images, layouts, strict=True)]
+    return [
+        _keep_unlike(image, layout, patch_size, flat, predict, show)
+        for image, layout in zip(images, layouts, strict=True)
+    ]
 
 
-def _keep_unlike(image: Tensor, layout: PatchLayout, tolerance: float, patch_size: int) -> _Walk:
+def _keep_unlike(
+    image: Tensor, layout: PatchLayout, patch_size: int, flat: float, predict: float, show: bool
+) -> _Walk:
     """As `dropping_kernel.keep_unlike`, for any pixels, one unit after the other."""
     exact, unit = image, 1
     if exact.is_floating_point():
         exact, unit = (exact.double() * FIXED_POINT).round(), FIXED_POINT
     exact = exact.to(torch.int64)
-    statistics = {size: _statistics(exact, size, patch_size) for size in layout.patches_by_size}
+    roots = _Roots(exact, unit, layout, patch_size, flat)
+    seen = _as_read(exact, unit, layout, patch_size) if show else np.empty((len(image), 0, 0), np.uint8)
     rows, cols = (cells // MERGE_SIZE for cells in layout.grid)
     units = {(r // MERGE_SIZE, c // MERGE_SIZE): i for i, (r, c, _) in reversed([*enumerate(layout.patches.tolist())])}
-    roots = np.zeros((rows, cols, len(image)), np.int64)  # sums over this many pixels, so that comparing them is exact
-    pixels = np.zeros((rows, cols), np.int64)
     stays = np.ones(len(layout), np.bool_)
     coarsest = max(layout.patches_by_size) // MERGE_SIZE or 1
     for row, col in _visits(rows, cols, coarsest):
@@ -160,25 +187,61 @@ def _keep_unlike(image: Tensor, layout: PatchLayout, tolerance: float, patch_siz
         first = units[row, col]
         size = int(layout.patches[first, 2])
         side = max(1, size // MERGE_SIZE)  # of the unit, in merge cells
-        totals, squares, values, area = statistics[size]
+        here = _pixels_of(row, col, side, patch_size)
+        colour = roots.inherited(row, col, side, size)
+        if colour is not None:
+            if show:
+                seen[here] = colour[:, None, None]
+        else:
+            likely = _likely(seen, row, col, side, patch_size, predict) if predict >= 0 else None
+            if likely is None or _apart(seen[here], likely) > predict:
+                continue
+            seen[here] = likely.copy()
+            roots.forget(row, col, side)
+        stays[first : first + (MERGE_SIZE**2 if size == 1 else 1)] = False
+    return _Walk(torch.from_numpy(stays), seen)
+
+
+# -------------------------------------------------------------------- flat
+
+
+class _Roots:
+    """The root colours of the flat merge cells that were visited: exact, as sums over so many pixels."""
+
+    def __init__(self, exact: Tensor, unit: int, layout: PatchLayout, patch_size: int, tolerance: float) -> None:
+        self.unit, self.tolerance = unit, tolerance
+        sizes = layout.patches_by_size if tolerance >= 0 else ()
+        self.statistics = {size: _statistics(exact, size, patch_size) for size in sizes}
+        rows, cols = (cells // MERGE_SIZE for cells in layout.grid)
+        self.sums = np.zeros((rows, cols, len(exact)), np.int64)
+        self.pixels = np.zeros((rows, cols), np.int64)  # 0 where a cell is not flat
+
+    def inherited(self, row: int, col: int, side: int, size: int) -> np.ndarray | None:
+        """The colour, in whole grey levels, that a unit inherits where it is dropped; a flat one is remembered."""
+        if self.tolerance < 0:
+            return None
+        totals, squares, values, area = self.statistics[size]
         total, square = totals[row // side][col // side], squares[row // side][col // side]
-        limit = (tolerance * (area * unit)) * (tolerance * (area * unit)) * (values * values)
+        limit = (self.tolerance * (area * self.unit)) * (self.tolerance * (area * self.unit)) * (values * values)
         if any(float(values * q - t * t) > limit for t, q in zip(total, square, strict=True)):
-            continue
-        root, size_of_root = np.array(total), values * area
-
-        def alike(place: tuple[int, int], root: Any = root, count: int = size_of_root) -> bool:
-            differences = abs(root * pixels[place] - roots[place] * count)
-            return bool(pixels[place]) and bool((differences <= tolerance * unit * (count * pixels[place])).all())
-
+            return None
+        root, count, found = np.array(total), values * area, False
         for beside in (_left(row, col, side), _above(row, col, side)):
-            if beside and all(map(alike, beside)):
-                stays[first : first + (MERGE_SIZE**2 if size == 1 else 1)] = False
-                root, size_of_root = roots[beside[0]], pixels[beside[0]]
+            if beside and all(self._alike(place, root, count) for place in beside):
+                root, count, found = self.sums[beside[0]], int(self.pixels[beside[0]]), True
                 break
-        square_of_unit = (slice(row, row + side), slice(col, col + side))
-        roots[square_of_unit], pixels[square_of_unit] = root, size_of_root
-    return _Walk(torch.from_numpy(stays), roots / unit if unit > 1 else roots, pixels)
+        here = (slice(row, row + side), slice(col, col + side))
+        self.sums[here], self.pixels[here] = root, count
+        return (2 * root + count * self.unit) // (2 * count * self.unit) if found else None
+
+    def forget(self, row: int, col: int, side: int) -> None:
+        """Of a unit that inherits pixels, and so has no colour to hand on."""
+        self.pixels[row : row + side, col : col + side] = 0
+
+    def _alike(self, place: tuple[int, int], root: np.ndarray, count: int) -> bool:
+        pixels = int(self.pixels[place])
+        differences = abs(root * pixels - self.sums[place] * count)
+        return pixels > 0 and bool((differences <= self.tolerance * self.unit * (count * pixels)).all())
 
 
 def _left(row: int, col: int, side: int) -> list[tuple[int, int]]:
@@ -208,6 +271,46 @@ def _statistics(pixels: Tensor, size: int, patch_size: int) -> tuple[list, list,
         complete, "c (r y i) (q x j) -> r q c (y x) (i j)", y=side // size, x=side // size, i=size, j=size
     ).sum(-1)
     return raster.sum(-1).tolist(), (raster * raster).sum(-1).tolist(), (side // size) ** 2, size * size
+
+
+# -------------------------------------------------------------------- predictable
+
+
+def _as_read(exact: Tensor, unit: int, layout: PatchLayout, patch_size: int) -> np.ndarray:
+    """`(c, H, W)` uint8: the pixels, and coarse patches as their averages, in whole grey levels, halves upwards."""
+    seen = torch.div(2 * exact + unit, 2 * unit, rounding_mode="floor")
+    for row, col, size in layout.patches[layout.sizes > 1].tolist():
+        top, left, side = row * patch_size, col * patch_size, size * patch_size
+        here = (slice(None), slice(top, top + side), slice(left, left + side))
+        sums = rearrange(exact[here], "c (y i) (x j) -> c y x (i j)", i=size, j=size).sum(-1)
+        pixels = size * size * unit
+        levels = torch.div(2 * sums + pixels, 2 * pixels, rounding_mode="floor")
+        seen[here] = levels.repeat_interleave(size, 1).repeat_interleave(size, 2)
+    return seen.clamp(0, 255).to(torch.uint8).numpy()
+
+
+def _likely(seen: np.ndarray, row: int, col: int, side: int, patch_size: int, tolerance: float) -> np.ndarray | None:
+    """What a unit is likely to repeat: the square on its left, or above; `None` for the first one."""
+    left = seen[_pixels_of(row, col - side, side, patch_size)] if col else None
+    above = seen[_pixels_of(row - side, col, side, patch_size)] if row else None
+    if left is None or above is None:
+        return above if left is None else left
+    corner = seen[_pixels_of(row - side, col - side, side, patch_size)]
+    return above if _apart(corner, left) <= tolerance < _apart(corner, above) else left
+
+
+def _pixels_of(row: int, col: int, side: int, patch_size: int) -> tuple[slice, slice, slice]:
+    """Where the pixels of a square of merge cells lie."""
+    cell = patch_size * MERGE_SIZE
+    return slice(None), slice(row * cell, (row + side) * cell), slice(col * cell, (col + side) * cell)
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> int:
+    """How far two squares are apart where they are furthest apart, in grey levels."""
+    return int(abs(one.astype(np.int16) - other).max())
+
+
+# -------------------------------------------------------------------- the way
 
 
 def _visits(rows: int, cols: int, side: int) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,7 @@ from einops import rearrange
 from loguru import logger
 from torch import Tensor, nn
 
-from apt_code.dropping import check_tolerance, drop_flat
+from apt_code.dropping import check_tolerance, drop_repeats
 from apt_code.importance import IMPORTANCE_METHODS, threshold_warning
 from apt_code.importance.common import PAD_VALUE
 from apt_code.importance.entropy import BINS
@@ -69,17 +69,20 @@ class PatchTokenizer(nn.Module):
         drop_tolerance: after the selection, plain patches and cells that repeat the colour on their left or above, to
             within this many grey levels, are left out (see `apt_code.dropping`; 2 is recommended). `None` or `'off'`
             leaves none out.
+        predict_tolerance: patches and cells whose pixels their left or upper neighbour predicts to within this many
+            grey levels are left out as well, or, without a `drop_tolerance`, instead. `None` or `'off'` leaves none
+            out.
         num_prefix_tokens: class tokens in front of each image's patches; Qwen2-VL has none.
         bins: histogram bins of the entropy.
 
     Images are `(b, c, H, W)` with values in [0, 255], c 1 or 3. Sides need not be multiples of the patch size: cells
-    that stick out are split, and a base patch that sticks out is zero-padded. With a `drop_tolerance` sides have to be
+    that stick out are split, and a base patch that sticks out is zero-padded. With either tolerance sides have to be
     multiples of twice the base patch.
 
     Attributes:
         last_budget_info: after a `budget` or `joint` selection, `base_tokens`, `base_small_tokens`, `budget`, `k`,
-            `alpha` and `actual`, per image (the images of a batch share them); `None` after another method. With a
-            `drop_tolerance` also `dropped`, a list: how many of each image's `actual` patches were left out.
+            `alpha` and `actual`, per image (the images of a batch share them); `None` after another method. With
+            either tolerance also `dropped`, a list: how many of each image's `actual` patches were left out.
 
     Warns:
         UserWarning: `v1` with a threshold above what its map can reach, which keeps every cell whole.
@@ -98,6 +101,7 @@ class PatchTokenizer(nn.Module):
         alpha: float = 1.0,
         importance_method: str = "entropy",
         drop_tolerance: float | str | None = None,
+        predict_tolerance: float | str | None = None,
         num_prefix_tokens: int = 0,
         bins: int = BINS,
     ) -> None:
@@ -130,6 +134,7 @@ class PatchTokenizer(nn.Module):
         self.patch_selection_method = self._check_method(patch_selection_method, alpha)
         self.alpha = alpha
         self.drop_tolerance = check_tolerance(drop_tolerance)
+        self.predict_tolerance = check_tolerance(predict_tolerance, "predict_tolerance")
         self.num_prefix_tokens = num_prefix_tokens
         self.bins = bins
         self.last_budget_info: dict[str, Any] | None = None
@@ -171,14 +176,15 @@ class PatchTokenizer(nn.Module):
             `(masks, output_mask, seqlens)` as in `TokenizedImages`.
 
         Raises:
-            ValueError: the tokenizer has a `drop_tolerance`: which cells repeat their neighbour, no map says.
+            ValueError: the tokenizer has a tolerance: which cells repeat their neighbour, no map says.
         """
-        if self.drop_tolerance is not None:
-            raise ValueError(
-                f"construct_masks with drop_tolerance={self.drop_tolerance:g}: maps do not show which cells repeat "
-                "their neighbour; call the tokenizer itself, which has the pixels, or build it with "
-                "drop_tolerance=None"
-            )
+        for name in ("drop_tolerance", "predict_tolerance"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"construct_masks with {name}={getattr(self, name):g}: maps do not show which cells repeat their "
+                    "neighbour; call the tokenizer itself, which has the pixels, or build it with "
+                    f"{name}=None"
+                )
         masks = self._select(batch_maps, patch_selection_method, alpha)
         layouts = self.layouts_of(masks)
         output_mask, seqlens = self._marks(layouts)
@@ -218,7 +224,7 @@ class PatchTokenizer(nn.Module):
         maps = self.compute_importance_maps(images)
         masks = self._select(maps, patch_selection_method, alpha, (images.shape[-2], images.shape[-1]))
         layouts = self.layouts_of(masks)
-        if self.drop_tolerance is not None:
+        if self._drops:
             layouts = self._drop(images, layouts)
             kept = [layout.to_masks(self.base_patch_size, self.num_scales) for layout in layouts]
             masks = {side: torch.stack([masks[side] for masks in kept]).to(images.device) for side in masks}
@@ -235,11 +241,15 @@ class PatchTokenizer(nn.Module):
             layouts = lay_out(maps, self._rule(maps, image_size=(images.shape[-2], images.shape[-1])))
         return self._drop(images, layouts)
 
+    @property
+    def _drops(self) -> bool:
+        return self.drop_tolerance is not None or self.predict_tolerance is not None
+
     def _drop(self, images: Tensor, layouts: list[PatchLayout]) -> list[PatchLayout]:
         """Without what repeats its neighbour, where the tokenizer has a tolerance."""
-        if self.drop_tolerance is None:
+        if not self._drops:
             return layouts
-        kept = drop_flat(images, layouts, self.drop_tolerance, self.base_patch_size)
+        kept = drop_repeats(images, layouts, self.base_patch_size, self.drop_tolerance, self.predict_tolerance)
         if self.last_budget_info is not None:
             dropped = [len(before) - len(after) for before, after in zip(layouts, kept, strict=True)]
             self.last_budget_info["dropped"] = dropped

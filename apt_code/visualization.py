@@ -40,20 +40,20 @@ def reconstruct(image: Tensor, layout: PatchLayout, patch_size: int, inherited: 
         image: `(c, H, W)`, values in [0, 255]; the image the layout was made for.
         layout: its tiling.
         patch_size: side of a base patch in pixels.
-        inherited: `(c, H / merge cell, W / merge cell)`, the colour that stands for each merge cell that was left out,
-            and NaN elsewhere, as `apt_code.dropping.inherited_colours` gives it.
+        inherited: `(c, H, W)`, pixels of which those are shown where cells were left out, as
+            `apt_code.dropping.inherited_pixels` gives them.
 
     Returns:
         `(c, H, W)` uint8.
 
     Raises:
-        ValueError: cells of the layout were left out, and there is no colour for them.
+        ValueError: cells of the layout were left out, and nothing is given to show there.
     """
-    dropped = 0 if inherited is None else int((~inherited.isnan()).all(0).sum())
-    if dropped != layout.dropped_cells:
+    if layout.dropped_cells and (inherited is None or inherited.shape != image.shape):
+        given = "none" if inherited is None else f"those of shape {tuple(inherited.shape)}"
         raise ValueError(
-            f"a layout with {layout.dropped_cells} cells left out, and colours for {dropped} of them: expected one "
-            "for each; pass inherited=apt_code.dropping.inherited_colours(…) of the whole tiling"
+            f"a layout with {layout.dropped_cells} cells left out, and of the pixels to show there {given}: expected "
+            f"{tuple(image.shape)}; pass inherited=apt_code.dropping.inherited_pixels(…) of the whole tiling"
         )
     height, width = image.shape[-2:]
     seen = image.float().clone()
@@ -66,10 +66,9 @@ def reconstruct(image: Tensor, layout: PatchLayout, patch_size: int, inherited: 
         blocks = averages.repeat_interleave(size, 2).repeat_interleave(size, 3)
         for (row, col, _), block in zip(chosen.tolist(), blocks, strict=True):
             seen[:, row * side : (row + 1) * side, col * side : (col + 1) * side] = block
-    if inherited is not None:
-        cell = patch_size * MERGE_SIZE
-        colours = inherited.to(seen).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
-        seen = torch.where(colours.isnan(), seen, colours)
+    if inherited is not None and layout.dropped_cells:
+        left_out = (layout.owner == -1).repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1)
+        seen = torch.where(left_out.to(seen.device), inherited.to(seen), seen)
     return seen[:, :height, :width].round().clamp(0, 255).to(torch.uint8)
 
 

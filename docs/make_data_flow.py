@@ -11,11 +11,13 @@ from skimage import data
 from torch import Tensor
 
 from apt_code import PatchLayout, PatchTokenizer
-from apt_code.visualization import PATCH_COLOURS, reconstruct, to_picture
+from apt_code.dropping import inherited_pixels
+from apt_code.visualization import DROPPED_COLOUR, PATCH_COLOURS, reconstruct, to_picture
 
 OUTPUT = Path(__file__).parent / "images" / "data_flow.svg"
 PATCH_SIZE = 14
-PHOTO_PX = 168
+PAGE_PX, PHOTO_PX = 168, 112
+DROP = 2
 WIDTH, HEIGHT = 720, 876
 INK, FAINT, PAPER, PROCESSOR, MODEL = "#1f2430", "#6b7280", "#ffffff", "#eef4fb", "#f5f0fa"
 
@@ -69,6 +71,27 @@ def heatmap(values: Tensor, highest: float, x: float, y: float, side: float) -> 
     return squares
 
 
+def colour_of(rgb: tuple[int, int, int]) -> str:
+    """As SVG writes it."""
+    return "#{:02x}{:02x}{:02x}".format(*rgb)
+
+
+def hole(left: float, top: float, side: float) -> str:
+    """A cell that was left out: dark with a line across, as the visualiser draws it."""
+    line = (
+        f'<line x1="{left:g}" y1="{top + side:g}" x2="{left + side:g}" y2="{top:g}" '
+        f'stroke="{colour_of(DROPPED_COLOUR)}"/>'
+    )
+    return rectangle(left, top, side, side, "#4b4b4b") + line
+
+
+def holes(layout: PatchLayout, x: float, y: float, side: float) -> list[str]:
+    """The 28-px cells that were left out."""
+    cell = 2 * side / layout.grid[0]
+    places = (layout.owner[::2, ::2] == -1).nonzero().tolist()
+    return [hole(x + col * cell, y + row * cell, cell) for row, col in places]
+
+
 def tiling(layout: PatchLayout, x: float, y: float, side: float) -> list[str]:
     """The borders of the patches, small ones first."""
     cell = side / layout.grid[0]
@@ -80,7 +103,7 @@ def tiling(layout: PatchLayout, x: float, y: float, side: float) -> list[str]:
             size * cell - 2,
             size * cell - 2,
             "none",
-            "#{:02x}{:02x}{:02x}".format(*PATCH_COLOURS[size]),
+            colour_of(PATCH_COLOURS[size]),
             1.6,
         )
         for row, col, size in patches
@@ -102,14 +125,16 @@ def box(x: float, y: float, width: float, title: str, *lines: str, code: bool = 
 def main() -> None:
     """Write the drawing."""
     photo = Image.fromarray(data.astronaut()).crop((96, 0, 320, 224)).resize((PHOTO_PX, PHOTO_PX))
-    image = (
-        torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8).view(PHOTO_PX, PHOTO_PX, 3).permute(2, 0, 1)
-    )
-    tokenizer = PatchTokenizer(patch_selection_method="budget", alpha=0.45, importance_method="laplacian")
+    page = Image.new("RGB", (PAGE_PX, PAGE_PX), "white")
+    page.paste(photo, (PAGE_PX - PHOTO_PX, 0))
+    image = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8).view(PAGE_PX, PAGE_PX, 3).permute(2, 0, 1)
+    settings = {"patch_selection_method": "budget", "alpha": 0.4, "importance_method": "laplacian"}
+    tokenizer = PatchTokenizer(**settings, drop_tolerance=DROP)
     maps = {side: values[0] for side, values in tokenizer.compute_importance_maps(image[None]).items()}
     layout = tokenizer.select_layouts(image[None])[0]
     highest = max(float(values.max()) for values in maps.values())
-    seen = to_picture(reconstruct(image, layout, PATCH_SIZE))
+    (whole,) = PatchTokenizer(**settings).select_layouts(image[None])
+    seen = to_picture(reconstruct(image, layout, PATCH_SIZE, inherited_pixels(image, whole, PATCH_SIZE, DROP)))
     grid = layout.grid[0] * layout.grid[1]
 
     side, top = 152, 62
@@ -120,7 +145,7 @@ def main() -> None:
         text(24, 34, "processor", 14, weight=600, fill=FAINT),
         text(24, 626, "model", 14, weight=600, fill=FAINT),
         # image and maps
-        picture(photo, 24, top, side),
+        picture(page, 24, top, side),
         text(24, top + side + 20, "image, resized to whole"),
         text(24, top + side + 39, "28-px cells"),
         arrow((24 + side + 4, top + side / 2), (212, top + side / 2)),
@@ -134,14 +159,15 @@ def main() -> None:
         text(220, top + side + 39, "each cell whole"),
         # selection and layout
         arrow((576, top + side + 8), (576, 318), (518, 318)),
-        *box(300, 288, 212, "selection", "v1, v2, budget or joint"),
+        *box(300, 278, 212, "selection", "v1, v2, budget or joint;", "what repeats is dropped"),
         arrow((300, 318), (24 + side + 10, 318)),
         picture(seen, 24, 276, side),
+        *holes(layout, 24, 276, side),
         *tiling(layout, 24, 276, side),
         text(24, 276 + side + 20, f"{layout.num_patches} of {grid} patches,"),
         text(24, 276 + side + 39, f"{layout.num_language_tokens} of {grid // 4} tokens"),
         *box(220, 380, 460, "PatchLayout", "row, column and size of each patch, in canonical order", code=True),
-        arrow((406, 347), (406, 374)),
+        arrow((406, 358), (406, 374)),
         # what the processor returns
         arrow((300, 437), (300, 480), (190, 480), (190, 494)),
         arrow((359, 437), (359, 494)),
@@ -166,9 +192,10 @@ def main() -> None:
     parts.append(text(24, y, "one patch, one row, one token in the tower, whatever its size:", 14))
     for index, (colour, words) in enumerate(legend):
         cell = 14 * 2**index
-        left = 40 + index * 190
-        parts.append(rectangle(left, y + 16, cell, cell, "#dfe3ea", "#{:02x}{:02x}{:02x}".format(*colour), 2.4))
+        left = 40 + index * 130
+        parts.append(rectangle(left, y + 16, cell, cell, "#dfe3ea", colour_of(colour), 2.4))
         parts.append(text(left + cell + 12, y + 16 + cell / 2 + 5, words, 14))
+    parts += [hole(470, y + 16, 28), text(510, y + 35, "left out: no row, no token", 14)]
     head = (
         f'<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
         f'<path d="M0 0 L8 4 L0 8 z" fill="{INK}"/></marker></defs>'

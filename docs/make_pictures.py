@@ -10,7 +10,7 @@ from skimage import data
 from torchvision.transforms.v2 import functional as tvF
 
 from apt_code import PatchTokenizer
-from apt_code.dropping import drop_flat, inherited_colours
+from apt_code.dropping import drop_repeats, inherited_pixels
 from apt_code.visualization import draw_tiling, reconstruct, to_picture
 from transformers_apt.models.settings import METHOD, RECOMMENDED
 
@@ -74,17 +74,17 @@ def slide() -> torch.Tensor:
 
 def recommended(name: str, image: torch.Tensor) -> None:
     """The recommended setting in three pictures side by side: what is sent, what is kept, what the model sees."""
-    options = {key: value for key, value in RECOMMENDED.items() if key not in (METHOD, "drop_tolerance")}
+    tolerances = {key: value for key, value in RECOMMENDED.items() if key.endswith("_tolerance")}
+    options = {key: value for key, value in RECOMMENDED.items() if key not in (METHOD, *tolerances)}
     (tiling,) = PatchTokenizer(patch_selection_method=RECOMMENDED[METHOD], **options).select_layouts(image[None])
-    tolerance = RECOMMENDED["drop_tolerance"]
-    (kept,) = drop_flat(image[None], [tiling], tolerance, PATCH_SIZE)
-    colours = inherited_colours(image, tiling, tolerance, PATCH_SIZE)
+    (kept,) = drop_repeats(image[None], [tiling], PATCH_SIZE, **tolerances)
+    inherited = inherited_pixels(image, tiling, PATCH_SIZE, **tolerances)
     full = tiling.grid[0] * tiling.grid[1]
     panels = (
         (f"sent: {full:,} patches, {full // 4:,} language tokens", to_picture(image)),
         (f"kept: {kept.num_patches:,} patches, {kept.num_language_tokens:,} language tokens",
          draw_tiling(image, kept, PATCH_SIZE, 2).resize((image.shape[2], image.shape[1]), Image.Resampling.LANCZOS)),
-        ("what the model sees", to_picture(reconstruct(image, kept, PATCH_SIZE, inherited=colours))),
+        ("what the model sees", to_picture(reconstruct(image, kept, PATCH_SIZE, inherited=inherited))),
     )  # fmt: skip
     width, height, gap, head = image.shape[2], image.shape[1], 20, 52
     sheet = Image.new("RGB", (3 * width + 2 * gap, height + head), "white")

@@ -21,6 +21,8 @@ RMS = (4, 6, 8, 12, 16, 24, 32)
 #: Areas that a picture is scaled to before its tiling.
 AREAS = (0.66, 0.45)
 DROP = 2
+#: Grey levels within which a neighbour predicts a cell that is left out too.
+PREDICT = (4, 20)
 #: The shares of upstream's language tokens that `fit` may use.
 FITS = (0.45, 0.3)
 IMPORTANCE = ("upsample_mse", "laplacian", "entropy")
@@ -91,6 +93,10 @@ def _dropping() -> list[Setting]:
     for area in AREAS:
         name, series = f"{mse}, drop {DROP}, area {area}", "v1 upsample_mse, dropping, smaller"
         found.append(Setting(name, series, _method("v1", **whole, **dropped), area))
+    for tolerance in PREDICT:
+        options = {**whole, **dropped, "predict_tolerance": tolerance}
+        name, series = f"{mse}, drop {DROP}, predict {tolerance}", "v1 upsample_mse, dropping predictable cells"
+        found.append(Setting(name, series, _method("v1", **options)))
     strokes = {"importance_method": "upsample_l4", "thresholds": [50.0, 50.0]}
     found.append(
         Setting(f"v1 upsample_l4 50, drop {DROP}", "v1 upsample_l4, dropping", _method("v1", **strokes, **dropped))

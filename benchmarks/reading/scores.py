@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.reading.candidates import LADDER, OFF, Rule, by_name
 from transformers_apt.models.flops import QWEN2_VL, prefill_flops, tower_flops
+from transformers_apt.models.settings import FIT, METHOD
 
 Record = dict[str, Any]
 """One rule on one picture: `kind`, `index`, `held_out`, `size`, `rule`, `patches`, `tokens` and `right` by reader."""
@@ -119,17 +120,26 @@ BUDGET = 45.0
 
 
 def choose(pictures: Pictures) -> dict[str, Rule]:
-    """The two settings of this family that are best on these pictures: flat cells dropped, no more.
+    """The settings that are best on these pictures: flat cells dropped, in one case predictable ones too.
 
     "lose nothing": the fewest language tokens with at most `MOST_LOST` points lost. "45 % of the tokens": of those
     that downscale first, the one that reads most within the budget.
     """
-    family = [
-        rule for name, rule in by_name().items() if rule.drop and not rule.predictable and name in pictures.records
-    ]
-    in_full = [rule for rule in family if rule.area == 1 and np.mean(pictures.changes(rule.name)) >= -MOST_LOST]
-    first = [rule for rule in family if rule.area < 1 and pictures.share(rule.name, "tokens") <= BUDGET]
-    return {
-        "lose nothing": min(in_full, key=lambda rule: pictures.share(rule.name, "tokens")),
-        "45 % of the tokens": max(first, key=lambda rule: float(np.mean(pictures.changes(rule.name)))),
-    }
+    family = [rule for name, rule in by_name().items() if rule.drop and name in pictures.records]
+    flat = [rule for rule in family if rule.predictable is None and not _is_fit(rule)]
+    more = [rule for rule in family if rule.predictable is not None and not _is_fit(rule)]
+    first = [rule for rule in flat if rule.area < 1 and pictures.share(rule.name, "tokens") <= BUDGET]
+
+    def fewest(rules: Sequence[Rule]) -> Rule:
+        lossless = [r for r in rules if r.area == 1 and np.mean(pictures.changes(r.name)) >= -MOST_LOST]
+        return min(lossless, key=lambda rule: pictures.share(rule.name, "tokens"))
+
+    chosen = {"lose nothing": fewest(flat)}
+    if more:
+        chosen["lose nothing, predictable cells left out too"] = fewest(more)
+    return chosen | {"45 % of the tokens": max(first, key=lambda rule: float(np.mean(pictures.changes(rule.name))))}
+
+
+def _is_fit(rule: Rule) -> bool:
+    """Whether the rule chooses the resolution itself."""
+    return rule.settings is not None and rule.settings.get(METHOD) == FIT

@@ -1,10 +1,10 @@
-"""`PatchTokenizer` with a `drop_tolerance`: selection first, then dropping, whatever the way through it."""
+"""`PatchTokenizer` that leaves cells out: selection first, then dropping, whatever the way through it."""
 
 import pytest
 import torch
 
 from apt_code import PatchTokenizer
-from apt_code.dropping import drop_flat
+from apt_code.dropping import drop_repeats
 from apt_code.patch_packing import pack_patches
 from tests.apt_code.test_dropping import scene
 
@@ -16,7 +16,9 @@ SETTINGS = [
     {"patch_selection_method": "budget", "alpha": 1.0},
     {"patch_selection_method": "joint", "alpha": 0.5, "importance_method": "upsample_mse"},
 ]
+TOLERANCES = [{"drop_tolerance": 2}, {"predict_tolerance": 4}, {"drop_tolerance": 2, "predict_tolerance": 4}]
 every_rule = pytest.mark.parametrize("settings", SETTINGS, ids=str)
+every_tolerance = pytest.mark.parametrize("tolerances", TOLERANCES, ids=str)
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +27,14 @@ def images():
 
 
 @every_rule
-def test_every_way_drops_the_same(settings, images):
+@every_tolerance
+def test_every_way_drops_the_same(settings, tolerances, images):
     whole = PatchTokenizer(**settings).select_layouts(images)
-    expected = drop_flat(images, whole, 2, P)
+    both = {"drop_tolerance": None, "predict_tolerance": None, **tolerances}
+    expected = drop_repeats(images, whole, P, **both)
     dropped = [len(before) - len(after) for before, after in zip(whole, expected, strict=True)]
     assert sum(dropped) > 3
-    tokenizer = PatchTokenizer(**settings, drop_tolerance=2)
+    tokenizer = PatchTokenizer(**settings, **tolerances)
     found = tokenizer(images)
     for layouts in (tokenizer.select_layouts(images), found.layouts):
         assert [layout.patches.tolist() for layout in layouts] == [layout.patches.tolist() for layout in expected]
@@ -49,20 +53,23 @@ def test_every_way_drops_the_same(settings, images):
 def test_without_a_tolerance_nothing_changes(settings, images):
     expected = PatchTokenizer(**settings)(images)
     for value in (None, "off"):
-        tokenizer = PatchTokenizer(**settings, drop_tolerance=value)
+        tokenizer = PatchTokenizer(**settings, drop_tolerance=value, predict_tolerance=value)
         found = tokenizer(images)
         assert torch.equal(found.patches, expected.patches) and torch.equal(found.output_mask, expected.output_mask)
         assert "dropped" not in (tokenizer.last_budget_info or {})
 
 
-def test_maps_alone_do_not_show_what_repeats(images):
-    tokenizer = PatchTokenizer(drop_tolerance=2)
-    with pytest.raises(ValueError, match=r"construct_masks with drop_tolerance=2: .* call the tokenizer itself"):
+@every_tolerance
+def test_maps_alone_do_not_show_what_repeats(tolerances, images):
+    tokenizer = PatchTokenizer(**tolerances)
+    name, value = next(iter(tolerances.items()))
+    with pytest.raises(ValueError, match=rf"construct_masks with {name}={value}: .* call the tokenizer itself"):
         tokenizer.construct_masks(tokenizer.compute_importance_maps(images))
 
 
-def test_what_cannot_be_used_is_refused_at_once():
-    with pytest.raises(ValueError, match="drop_tolerance=-1"):
-        PatchTokenizer(drop_tolerance=-1)
-    with pytest.raises(ValueError, match=r"60×56 px with drop_tolerance: .* multiples of 28"):
-        PatchTokenizer(drop_tolerance=2)(torch.zeros(1, 3, 60, 56, dtype=torch.uint8))
+@pytest.mark.parametrize("name", ["drop_tolerance", "predict_tolerance"])
+def test_what_cannot_be_used_is_refused_at_once(name):
+    with pytest.raises(ValueError, match=f"{name}=-1"):
+        PatchTokenizer(**{name: -1})
+    with pytest.raises(ValueError, match=r"60×56 px with drop_tolerance or predict_tolerance: .* multiples of 28"):
+        PatchTokenizer(**{name: 2})(torch.zeros(1, 3, 60, 56, dtype=torch.uint8))

@@ -238,7 +238,11 @@ def everything(images: torch.Tensor) -> list[torch.Tensor]:
     for importance_method in IMPORTANCE_METHODS:
         for method in ("budget", "joint"):
             tokenizer = PatchTokenizer(
-                patch_selection_method=method, alpha=0.5, importance_method=importance_method, drop_tolerance=30
+                patch_selection_method=method,
+                alpha=0.5,
+                importance_method=importance_method,
+                drop_tolerance=30,
+                predict_tolerance=60,
             )
             layouts = tokenizer.select_layouts(images)
             found += [layout.patches for layout in layouts]

@@ -67,18 +67,23 @@ def test_what_is_left_out_is_dark_and_hatched(partial):
     assert DROPPED_COLOUR in {colour for _, colour in legend.crop((0, 4 * P * 4, *legend.size)).getcolors(10**6)}
 
 
-def test_reconstruction_shows_the_inherited_colour(partial):
+def test_reconstruction_shows_the_inherited_pixels(partial):
     image = torch.randint(0, 256, (3, 4 * P, 6 * P), dtype=torch.uint8)
-    colours = torch.tensor([[torch.nan, 10, torch.nan], [20, torch.nan, 30.4]]).expand(3, -1, -1)
-    seen = reconstruct(image, partial, P, colours)
-    for row, col, value in ((0, 1, 10), (1, 0, 20), (1, 2, 30)):
-        assert bool((seen[:, row * 28 : (row + 1) * 28, col * 28 : (col + 1) * 28] == value).all())
+    inherited = torch.randint(0, 256, image.shape, dtype=torch.uint8)
+    seen = reconstruct(image, partial, P, inherited)
+    for row, col in ((0, 1), (1, 0), (1, 2)):
+        place = (slice(None), slice(row * 28, (row + 1) * 28), slice(col * 28, (col + 1) * 28))
+        assert torch.equal(seen[place], inherited[place])
     whole = reconstruct(image, PatchLayout((4, 6), torch.tensor([[r, c, 2] for r in (0, 2) for c in (0, 2, 4)])), P)
     for row, col, _ in partial.patches.tolist():
         place = (slice(None), slice(row * P, row * P + 28), slice(col * P, col * P + 28))
         assert torch.equal(seen[place], whole[place])
-    with pytest.raises(ValueError, match=r"3 cells left out, and colours for 0 of them: .*inherited_colours"):
-        reconstruct(image, partial, P)
+    for given, words in (
+        (None, "none: expected"),
+        (inherited[:, ::28, ::28], r"those of shape \(3, 2, 3\): expected"),
+    ):
+        with pytest.raises(ValueError, match=rf"3 cells left out, .* {words} \(3, 56, 84\); .*inherited_pixels"):
+            reconstruct(image, partial, P, given)
 
 
 def test_reconstruction_averages_coarse_patches_and_keeps_fine_ones(layout):

@@ -49,11 +49,11 @@ def test_a_batch_costs_as_many_launches_as_an_image(launches, batch):
 
 
 def test_dropping_costs_a_launch_for_each_image(launches):
-    """Its sums belong to one image's tiling; without a tolerance it costs nothing."""
+    """Its sums belong to one image's tiling, both rules share the walk, and without a tolerance it costs nothing."""
     images = torch.zeros((3, 3, 112, 112), dtype=torch.uint8)
-    for drop_tolerance, calls in ((None, 0), ("off", 0), (2, 3)):
+    for flat, predict, calls in ((None, "off", 0), ("off", None, 0), (2, None, 3), (None, 2, 3), (2, 2, 3)):
         launches.clear()
-        layouts = PatchTokenizer(drop_tolerance=drop_tolerance).select_layouts(images)
+        layouts = PatchTokenizer(drop_tolerance=flat, predict_tolerance=predict).select_layouts(images)
         assert launches.get("keep_unlike", 0) == calls
         assert [len(layout) for layout in layouts] == [1 if calls else 4] * 3
 

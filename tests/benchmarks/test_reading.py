@@ -1,26 +1,25 @@
-"""The benchmark of readers: its rules against the package's and by hand, its pictures, its figures, a whole run."""
+"""The benchmark of readers: PixelPrune's rule by hand, what is left, pictures, figures, a whole run."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import ImageChops
 
-from apt_code.dropping import drop_flat
+from apt_code.dropping import drop_repeats, inherited_pixels
 from apt_code.importance.upsample_mse import compute_patch_upsample_mse_batched
 from apt_code.patch_layout import PatchLayout
-from tests.apt_code.references import canonical, random_tiling
+from tests.apt_code.references import canonical
 
 pytest.importorskip("font_roboto", reason="pip install 'transformers-apt[bench]'")
 
 from benchmarks.reading import __main__ as command
 from benchmarks.reading import readers, scores
-from benchmarks.reading.candidates import LADDER, OFF, PIXELPRUNE, RULES, Rule, downscaled, lossless, restored
-from benchmarks.reading.leaving_out import leave_out, prune_pixels
+from benchmarks.reading.candidates import LADDER, OFF, PIXELPRUNE, RULES, Rule, downscaled, fit, lossless, restored
 from benchmarks.reading.pictures import KINDS, picture, smaller
+from benchmarks.reading.pixelprune import prune_pixels
+from transformers_apt.models.settings import FIT, METHOD
 
 NEEDS_RAPIDFUZZ = "needs rapidfuzz: pip install 'transformers-apt[bench]'"
 
@@ -29,52 +28,7 @@ def layout_of(patches, grid):
     return PatchLayout(grid, torch.tensor(canonical(patches), dtype=torch.int64))
 
 
-def scene(grid, patch, seed):
-    """Plain cells of a few close colours, a gradient, and some noise."""
-    rng = np.random.default_rng(seed)
-    h, w = grid
-    colours = 100 + rng.integers(0, 3, (3, h // 2, w // 2)) * rng.choice([1, 2, 40])
-    image = colours.repeat(2 * patch, 1).repeat(2 * patch, 2) + rng.integers(
-        0, rng.choice([1, 2, 9]), (3, h * patch, 1)
-    )
-    noisy = rng.integers(0, 256, (3, 2 * patch, 4 * patch))
-    image[:, -2 * patch :, : 4 * patch] = noisy[..., : image.shape[2]]
-    return image.clip(0, 255).astype(np.uint8)
-
-
 # -------------------------------------------------------------------- what is left out
-
-
-@settings(max_examples=40)
-@given(
-    grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    chance=st.sampled_from([0.0, 0.4, 1.0]),
-    tolerance=st.sampled_from([0, 1, 2, 5]),
-    seed=st.integers(0, 2**16),
-)
-def test_without_prediction_as_much_is_left_out_as_by_the_package(grid, chance, tolerance, seed):
-    grid = (2 * grid[0], 2 * grid[1])
-    image, layout = scene(grid, 4, seed), layout_of(random_tiling(grid, 3, chance, seed), grid)
-    (wanted,) = drop_flat(torch.from_numpy(image)[None], [layout], tolerance, 4)
-    found, seen = leave_out(image, image, layout, tolerance, 4, None)
-    assert found.patches.tolist() == wanted.patches.tolist()
-    owner = wanted.owner.numpy().repeat(4, 0).repeat(4, 1)
-    assert np.array_equal(seen[:, owner >= 0], image[:, owner >= 0])
-    # a dropped pixel lies `tolerance` around its root in the mean, and a flat unit's pixels near its own mean
-    mean_apart = abs(seen.astype(float) - image)[:, owner < 0]
-    assert mean_apart.size == 0 or mean_apart.mean() <= 2 * tolerance + 0.5
-
-
-@settings(max_examples=40)
-@given(chance=st.sampled_from([0.0, 0.4, 1.0]), limit=st.sampled_from([0, 4, 20]), seed=st.integers(0, 2**16))
-def test_what_is_predicted_differs_by_no_more_than_it_may(chance, limit, seed):
-    grid = (6, 8)
-    image, layout = scene(grid, 4, seed), layout_of(random_tiling(grid, 3, chance, seed), grid)
-    flat, _ = leave_out(image, image, layout, 0, 4, None)
-    found, seen = leave_out(image, image, layout, 0, 4, limit)
-    assert len(found) <= len(flat)
-    assert abs(seen.astype(int) - image).max() <= max(limit, 1)  # the colour of a flat root is rounded
-    assert found.patches[0].tolist() == layout.patches[0].tolist()
 
 
 def cells(*rows):
@@ -105,9 +59,10 @@ def test_the_rule_of_pixelprune_by_hand(rows, tau, kept):
     found, seen = prune_pixels(image, tau, 2)
     assert found == kept
     assert abs(seen.astype(int) - image).max() <= tau
-    layout = PatchLayout.uniform((2 * len(rows), 2 * len(rows[0])))
-    predicted, same = leave_out(image, image, layout, 0, 2, tau)
-    assert predicted.num_language_tokens == kept and np.array_equal(same, seen), "nothing here is flat"
+    pixels, layout = torch.from_numpy(image), PatchLayout.uniform((2 * len(rows), 2 * len(rows[0])))
+    (predicted,) = drop_repeats(pixels[None], [layout], 2, None, tau)
+    assert predicted.num_language_tokens == kept, "without a tiling the package's rule is this one"
+    assert np.array_equal(inherited_pixels(pixels, layout, 2, None, tau), seen)
 
 
 def test_nothing_drifts():
@@ -126,7 +81,13 @@ def test_coarse_patches_are_restored_as_their_map_says():
         side = 14 * size
         means = found.unfold(0, side, side).unfold(1, side, side).mean((2, 3))
         torch.testing.assert_close(means.float(), errors[side][0], rtol=0.02, atol=0.4)
-    assert np.array_equal(restored(image, PatchLayout.uniform((8, 12))), image.numpy())
+    everything = PatchLayout.uniform((8, 12))
+    assert np.array_equal(restored(image, everything), image.numpy())
+    partial = PatchLayout((8, 12), everything.patches[: -4 * 2])
+    seen, inherited = restored(image, partial, 255 - image), (255 - image).numpy()
+    left_out = (slice(None), slice(-28, None), slice(-56, None))
+    assert np.array_equal(seen[left_out], inherited[left_out])
+    assert np.array_equal(seen[:, :-28], image.numpy()[:, :-28])
 
 
 def test_what_the_rules_leave_and_cost():
@@ -143,6 +104,8 @@ def test_what_the_rules_leave_and_cost():
         <= flat.tokens
         < Rule("", {"thresholds": [50, 50], "importance_method": "upsample_l4"}).see(image).tokens
     )
+    within = fit(0.3).see(image)
+    assert within.tokens <= 0.3 * full.tokens and within.image.width < image.width
     first = lossless(50, 2, area=0.5).see(image)
     assert first.image.size == downscaled(image, 0.5).size and first.tokens < flat.tokens
 
@@ -199,11 +162,12 @@ def test_a_downscale_of_equal_cost_lies_between_two_rungs():
 
 def test_rows_and_choices_of_a_hand_made_run():
     kept = {"lossless": (60, 1.0), "too coarse": (50, 0.9), "small": (40, 0.95), "smaller": (30, 0.7)}
+    others = {"predicted": (55, 1.0), "fit": (20, 1.0)}
     records = []
     for index in (2, 3, 6):
         records.append(record(OFF.name, index, 100, 1.0))
         records += [record(rung.name, index, round(100 * rung.area), rung.area) for rung in LADDER]
-        records += [record(name, index, *figures) for name, figures in kept.items()]
+        records += [record(name, index, *figures) for name, figures in (kept | others).items()]
     records.append(record("lossless", 0, 1, 0.0, held_out=False))
     found = scores.Pictures.of(records, "small", held_out=True)
     row = found.row("lossless")
@@ -213,11 +177,13 @@ def test_rows_and_choices_of_a_hand_made_run():
     low, high = scores.interval([0, 0, 10, 10])
     assert 0 <= low < 5 < high <= 10
     rules = {name: Rule(name, {}, drop=2, area=0.5 if name.startswith("small") else 1.0) for name in kept}
+    rules |= {"predicted": Rule("predicted", {}, drop=2, predictable=4), "fit": Rule("fit", {METHOD: FIT}, drop=2)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "by_name", lambda: rules)
         chosen = scores.choose(found)
     assert {aim: rule.name for aim, rule in chosen.items()} == {
         "lose nothing": "lossless",
+        "lose nothing, predictable cells left out too": "predicted",
         "45 % of the tokens": "small",
     }
 

@@ -15,7 +15,7 @@ SETTINGS = (
     {"patch_selection_method": "v2", "alpha": 0.5},
     {"patch_selection_method": "budget", "alpha": 0.4},
     {"patch_selection_method": "joint", "alpha": 0.5},
-    {"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 2},
+    {"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 2, "predict_tolerance": 4},
     {"patch_selection_method": "fit", "alpha": 0.5},
     {"max_language_tokens": 40},
 )

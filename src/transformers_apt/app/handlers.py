@@ -27,7 +27,9 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What an upload may be; Pillow knows more, some of it through other programs (EPS runs Ghostscript)."""
 
 DROPS: dict[str, float | str] = {OFF: OFF, "0": 0, "1": 1, "2": 2, "4": 4, "8": 8}
-"""What can be chosen as `drop_tolerance`. By name, because 0 is a tolerance and an empty field would mean 0."""
+PREDICTS: dict[str, float | str] = {OFF: OFF, "0": 0, "4": 4, "8": 8, "20": 20}
+"""What can be chosen as `drop_tolerance` and as `predict_tolerance`. By name, because 0 is a tolerance and an empty
+field would mean 0."""
 
 REMEMBERED = 64
 """Resized photos kept in memory, so that a slider does not decode the file again."""
@@ -64,6 +66,7 @@ class Setting:
         multiple: alpha of `v2`.
         thresholds: of `v1`, for cells of 2 and of 4 patches a side; `None` is the importance map's own.
         drop: `drop_tolerance`, one of `DROPS`.
+        predict: `predict_tolerance`, one of `PREDICTS`.
     """
 
     method: str
@@ -72,6 +75,7 @@ class Setting:
     multiple: float
     thresholds: tuple[float | None, float | None] = (None, None)
     drop: str = OFF
+    predict: str = OFF
 
     def kwargs(self) -> dict[str, Any]:
         """Only what the method reads.
@@ -79,16 +83,18 @@ class Setting:
         Raises:
             UserError: settings that cannot be used.
         """
-        for name in ("method", "importance", "drop"):
+        for name in ("method", "importance", "drop", "predict"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name}={getattr(self, name)!r}: expected a name in plain text.")
-        if self.drop not in DROPS:
-            raise UserError(f"drop={self.drop!r}: expected one of {', '.join(DROPS)}.")
+        for name, choices in (("drop", DROPS), ("predict", PREDICTS)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}.")
         given = {
             "importance_method": self.importance,
             "alpha": self.multiple if self.method == "v2" else self.share,
             "thresholds": self._thresholds(),
             "drop_tolerance": DROPS[self.drop],
+            "predict_tolerance": PREDICTS[self.predict],
         }
         used = selection.USED_BY.get(self.method, frozenset(given))
         kwargs: dict[str, Any] = {name: value for name, value in given.items() if name in used}

@@ -99,7 +99,7 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
         gr.on([page.load, photo.change], work.show_both, everything, shown, api_name="photo", **drawing)
         size.change(work.show_both, everything, shown, api_visibility="private", **drawing)
         for name, panel in (("a", left), ("b", right)):
-            method, importance, *_, fine, coarse, _ = panel.controls
+            method, importance, *_, fine, coarse, _, _ = panel.controls
             seen = [method, importance, fine, coarse]
             method.change(_visible_controls, seen, panel.controls[1:], queue=False, api_visibility="private")
             importance.change(work.fresh_thresholds, importance, [fine, coarse], queue=False, api_visibility="private")
@@ -207,13 +207,21 @@ def _panel(name: str, start: Setting, patch_size: int) -> Panel:
                     )
                     for place, name in enumerate(("fine", "coarse"))
                 ]
-            drop = gr.Dropdown(
-                [(label, name) for name, label in text.DROPS.items()],
-                value=start.drop,
-                label="Leave out cells that repeat their neighbour",
-                visible=start.method != selection.OFF,
-                elem_id=f"{prefix}-drop",
-            )
+            with gr.Row():
+                drop, predict = (
+                    gr.Dropdown(
+                        [(label, name) for name, label in choices.items()],
+                        value=getattr(start, name),
+                        label=label,
+                        visible=start.method != selection.OFF,
+                        min_width=200,
+                        elem_id=f"{prefix}-{name}",
+                    )
+                    for name, choices, label in (
+                        ("drop", text.DROPS, "Leave out plain cells that repeat their neighbour"),
+                        ("predict", text.PREDICTS, "Leave out cells that a neighbour predicts"),
+                    )
+                )
         facts = gr.HTML(elem_id=f"{prefix}-facts")
         with gr.Tabs():
             with gr.Tab("Tiling"):
@@ -224,7 +232,9 @@ def _panel(name: str, start: Setting, patch_size: int) -> Panel:
             with gr.Tab("Importance"):
                 gr.HTML(text.note(MAPS))
                 maps = gr.Gallery(show_label=False, columns=2, object_fit="contain", height=600, buttons=[])
-    return Panel([method, importance, share, multiple, *thresholds, drop], [facts, legend, tiling, seen, maps])
+    return Panel(
+        [method, importance, share, multiple, *thresholds, drop, predict], [facts, legend, tiling, seen, maps]
+    )
 
 
 def _picture(label: str, name: str) -> dict[str, Any]:
@@ -261,7 +271,7 @@ def _visible_controls(method: str, importance: str, *thresholds: float | None) -
             gr.Number(own[place] if given is None else given, visible=_reads_thresholds(method))
             for place, given in enumerate(thresholds)
         ),
-        gr.Dropdown(visible=method != selection.OFF),
+        *(gr.Dropdown(visible=method != selection.OFF) for _ in range(2)),
     )
 
 
@@ -341,8 +351,8 @@ class _Work:
 
 
 def _setting(controls: Sequence[Any]) -> Setting:
-    method, importance, share, multiple, fine, coarse, drop = controls
-    return Setting(method, importance, share, multiple, (fine, coarse), drop)
+    method, importance, share, multiple, fine, coarse, drop, predict = controls
+    return Setting(method, importance, share, multiple, (fine, coarse), drop, predict)
 
 
 def _nothing(message: str) -> list[Any]:

@@ -25,12 +25,10 @@ METHODS = (
     ("off: upstream", "off"),
 )
 
-DROPS = {name: f"within {name} grey levels" for name in handlers.DROPS} | {
-    "off": "no",
-    "0": "if equal",
-    "1": "within 1 grey level",
-    "2": "within 2 grey levels (recommended)",
-}
+_WITHIN = {"off": "no", "0": "if equal", "1": "within 1 grey level"}
+DROPS = {name: _WITHIN.get(name, f"within {name} grey levels") for name in handlers.DROPS}
+DROPS["2"] += " (recommended)"
+PREDICTS = {name: _WITHIN.get(name, f"within {name} grey levels") for name in handlers.PREDICTS}
 
 CSS = """
 .gradio-container { max-width: min(1240px, 100vw) !important; min-width: 0 !important; margin: 0 auto !important; }

@@ -179,4 +179,5 @@ def label(settings: dict[str, Any]) -> str:
     words += [settings["importance_method"]] if "importance_method" in settings else []
     words += [str(settings["thresholds"])] if "thresholds" in settings else []
     words += [f"drop {settings['drop_tolerance']:g}"] if "drop_tolerance" in settings else []
+    words += [f"predict {settings['predict_tolerance']:g}"] if "predict_tolerance" in settings else []
     return " ".join(words)

@@ -69,6 +69,15 @@ def visualize(
             show_default="off",
         ),
     ] = None,
+    predict_tolerance: Annotated[
+        Any,
+        typer.Option(
+            parser=_number_or_off,
+            metavar="NUMBER",
+            help="Leave out cells whose pixels the left or upper neighbour predicts within so many grey levels.",
+            show_default="off",
+        ),
+    ] = None,
     max_language_tokens: Annotated[
         int | None, typer.Option(help="For fit: the most language tokens of an image.", show_default="none")
     ] = None,
@@ -87,6 +96,7 @@ def visualize(
         "alpha": alpha,
         "importance_method": importance_method,
         "drop_tolerance": drop_tolerance,
+        "predict_tolerance": predict_tolerance,
         "max_language_tokens": max_language_tokens,
     }
     source = image or input_image

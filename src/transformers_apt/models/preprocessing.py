@@ -235,8 +235,8 @@ def last_budget_info(self: Any) -> list[dict[str, Any] | None] | None:
     """One dictionary per image of this thread's last call of this processor, or `None` before the first.
 
     Keys: `base_tokens`, `base_small_tokens`, `budget`, `k`, `alpha`, `actual`, as
-    `apt_code.PatchTokenizer.last_budget_info`; with a `drop_tolerance` also `dropped`, how many of the `actual`
-    patches were left out. An entry is `None` where the method was neither `"budget"` nor `"joint"`, or every patch
+    `apt_code.PatchTokenizer.last_budget_info`; where cells are left out also `dropped`, how many of the
+    `actual` patches were. An entry is `None` where the method was neither `"budget"` nor `"joint"`, or every patch
     was kept because the image could not be read. For `"fit"`, with `cells` for upstream's language tokens: `alpha`,
     `cells`, `limit`, `language_tokens`, and `max_pixels`, the area that the picture was resized to at most.
     """

@@ -47,6 +47,7 @@ DEFAULTS: Mapping[str, Any] = {
     "importance_method": "entropy",
     "thresholds": None,
     "drop_tolerance": None,
+    "predict_tolerance": None,
     "max_language_tokens": None,
     "patch_parts": False,
 }
@@ -64,6 +65,8 @@ DEFAULTS: Mapping[str, Any] = {
 - `drop_tolerance`: with any method but `"off"`, plain patches and cells that repeat the colour on their left or above,
   to within this many grey levels, are left out: no vision patch, no language token. 2 is recommended. `None` leaves
   nothing out; since that means "not given" in a call, `"off"` says so there.
+- `predict_tolerance`: as well, or alone, patches and cells of whose pixels none differs by more grey levels than this
+  from what the neighbour on the left or above predicts, are left out. `None` and `"off"` as above.
 - `max_language_tokens`: for `"fit"`, the most language tokens of an image, 1 or more, whatever its size.
 - `patch_parts`: with any method but `"off"`, whether coarse patches come at full resolution as well, in
   `image_patch_parts`, for a model with a branch that reads them (`transformers_apt.training`).
@@ -83,7 +86,10 @@ RECOMMENDED: Mapping[str, Any] = {METHOD: "v1", **OF_A_METHOD[FIT]}
 """What loses no text and saves most: docs/reading.md, docs/quality.md."""
 
 USED_BY: Mapping[str, frozenset[str]] = {
-    **{name: method.reads | {"drop_tolerance", "patch_parts"} for name, method in SELECTION_METHODS.items()},
+    **{
+        name: method.reads | {"drop_tolerance", "predict_tolerance", "patch_parts"}
+        for name, method in SELECTION_METHODS.items()
+    },
     FIT: frozenset(DEFAULTS) - {METHOD},
     OFF: frozenset({"patch_parts"}),  # of which there are none, without a coarse patch
 }
@@ -96,6 +102,7 @@ def check_selection(
     importance_method: str | None = None,
     thresholds: Sequence[float] | None = None,
     drop_tolerance: float | str | None = None,
+    predict_tolerance: float | str | None = None,
     max_language_tokens: int | None = None,
     patch_parts: bool | None = None,
 ) -> None:
@@ -119,6 +126,7 @@ def check_selection(
     if thresholds is not None:
         check_thresholds(thresholds, NUM_SCALES)
     check_tolerance(drop_tolerance)
+    check_tolerance(predict_tolerance, "predict_tolerance")
     if max_language_tokens is not None:
         if isinstance(max_language_tokens, bool) or not isinstance(max_language_tokens, Integral):
             raise TypeError(
@@ -319,7 +327,8 @@ def _name_what_has_no_effect(sources: Sequence[Mapping[str, Any]], values: Mappi
             f"{name}={values[name]} has no effect with patch_selection_method={method!r}; it is used by "
             f"{[other for other, used in USED_BY.items() if name in used]}."
         )
-    if method in BUDGETED and values["alpha"] == 1 and check_tolerance(values["drop_tolerance"]) is None:
+    tolerances = (values["drop_tolerance"], values["predict_tolerance"])
+    if method in BUDGETED and values["alpha"] == 1 and all(check_tolerance(one) is None for one in tolerances):
         logger.warning_once(
             f"patch_selection_method={method!r} with alpha=1 keeps every patch and saves nothing; pass alpha, the "
             "fraction of patches to keep, for example 0.3."

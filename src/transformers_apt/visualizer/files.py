@@ -40,7 +40,7 @@ IMAGE_SUFFIXES = frozenset(
 SUMMARY_COLUMNS = (
     "image", "folder", "error", "original_width", "original_height", "resized_width", "resized_height", "grid_h",
     "grid_w", "patches_fine", "patches_middle", "patches_coarse", "patches", "patches_full", "retention",
-    "retention_target", "language_tokens", "language_tokens_full",
+    "retention_target", "language_tokens", "language_tokens_full", "dropped",
 )  # fmt: skip
 JPEG: dict[str, Any] = {"quality": 92, "subsampling": 0}
 """Without subsampling: thin coloured lines on grey keep their colour."""
@@ -163,7 +163,7 @@ def _refuse_foreign_table(table: Path) -> None:
     columns = ""
     if table.is_file():
         columns = table.read_text(encoding="utf-8-sig", errors="replace").split("\n")[0].strip()
-    if columns != ",".join(SUMMARY_COLUMNS):
+    if tuple(columns.split(",")) not in (SUMMARY_COLUMNS, SUMMARY_COLUMNS[:-1]):  # once there was no "dropped"
         raise FileExistsError(f"{table} was not written by this command; move it, or choose another --output")
 
 
@@ -280,4 +280,5 @@ def _summary_row(stats: dict[str, Any], folder: str) -> dict[str, Any]:
         "retention_target": stats["retention"]["target"],
         "language_tokens": stats["language_tokens"]["kept"],
         "language_tokens_full": stats["language_tokens"]["full"],
+        "dropped": stats["dropped_cells"],
     }

@@ -22,7 +22,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 import transformers_apt
-from apt_code.dropping import OFF, check_tolerance, inherited_colours
+from apt_code.dropping import OFF, check_tolerance, inherited_pixels
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_selection import PAD_VALUE
@@ -36,6 +36,7 @@ from transformers_apt.models.reach import PATCH_SIZE
 from transformers_apt.models.stats import image_layouts
 
 SIZES = ("patch_size", "temporal_patch_size", "merge_size")
+TOLERANCES = ("drop_tolerance", "predict_tolerance")
 LONGEST_SIDE = 65_500
 """Of a JPEG file, in pixels."""
 
@@ -54,12 +55,13 @@ class View:
         layout: the tiling in the processor's output.
         maps: `{side in px: (rows, cols)}`, the importance of every cell.
         settings: all of them, as used: as `thresholds` for `v1` and `v2` one per coarse scale, `None` where the method
-            has none; as `drop_tolerance` `None` where nothing is left out.
+            has none; as `drop_tolerance` and `predict_tolerance` `None` where they are off.
         sizes: `patch_size`, `temporal_patch_size`, `merge_size`, `min_pixels` and `max_pixels` of the processor.
         upstream_grid: rows and columns of patches at the size that upstream takes; `fit` may take a smaller one.
         budget_info: the processor's `last_budget_info` of this image.
         notes: warnings, and arguments that the method ignores.
-        inherited: `(c, h / m, w / m)`, the colours of cells that were left out, as `reconstruct` takes them.
+        inherited: `(c, H, W)` uint8, what stands for cells that were left out, as `reconstruct` takes it; `None` where
+            none can be.
     """
 
     original: Image.Image
@@ -220,22 +222,22 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
         importance_method=settings["importance_method"],
     )
     maps = {side: values[0].cpu() for side, values in tokenizer.compute_importance_maps(resized[None]).items()}
-    tolerance = check_tolerance(resolved.used.get("drop_tolerance"))
+    tolerances = {name: check_tolerance(resolved.used.get(name), name) for name in TOLERANCES}
     used = {
         **settings,
         "thresholds": _thresholds_used(settings, tokenizer.thresholds, maps),
-        "drop_tolerance": tolerance,
+        **tolerances,
     }
     inherited = None
-    if tolerance is not None and resolved.method == selection.FIT:  # which might choose another resolution
-        (tiling,) = tokenizer.select_layouts(resized[None])
-        inherited = inherited_colours(resized, tiling, tolerance, sizes["patch_size"])
-    elif tolerance is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # they were said above
-            everything = {**resolved.used, "drop_tolerance": OFF}
-            tiling = _layout_of(processor(images=[picture], device=device, return_tensors="pt", **everything))
-        inherited = inherited_colours(resized, tiling, tolerance, sizes["patch_size"])
+    if any(tolerance is not None for tolerance in tolerances.values()):
+        if resolved.method == selection.FIT:  # which might choose another resolution
+            (tiling,) = tokenizer.select_layouts(resized[None])
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # they were said above
+                everything = {**resolved.used, **dict.fromkeys(TOLERANCES, OFF)}
+                tiling = _layout_of(processor(images=[picture], device=device, return_tensors="pt", **everything))
+        inherited = inherited_pixels(resized, tiling, sizes["patch_size"], **tolerances)
     notes = [str(warning.message) for warning in caught if warning.category is UserWarning]
     limits = {"min_pixels": processor.size["shortest_edge"], "max_pixels": processor.size["longest_edge"]}
     original = to_picture(processor.process_image(picture, do_convert_rgb=processor.do_convert_rgb))
@@ -272,7 +274,7 @@ def _thresholds_used(
 
 def ignored_settings(method: str, given: dict[str, Any]) -> list[str]:
     """One sentence for every setting that was `given` (not `None`) and that `method` does not use."""
-    unused = {"alpha", "thresholds", "drop_tolerance", "max_language_tokens"} - selection.USED_BY[method]
+    unused = {"alpha", "thresholds", *TOLERANCES, "max_language_tokens"} - selection.USED_BY[method]
     names = [name for name in sorted(unused) if given.get(name) is not None]
     return [f"{name}={given[name]} is ignored by {method!r}" for name in names]
 
@@ -301,7 +303,7 @@ def stats_of(view: View, name: str) -> dict[str, Any]:
         "thresholds": None
         if thresholds is None
         else {str(side): _number(value) for side, value in thresholds.items()},
-        "drop_tolerance": settings["drop_tolerance"],
+        **{name: settings[name] for name in TOLERANCES},
         "max_language_tokens": settings["max_language_tokens"],
         "grid": {"h": layout.grid[0], "w": layout.grid[1]},
         "patches": {"full": full, "kept": layout.num_patches, "by_px": by_px},

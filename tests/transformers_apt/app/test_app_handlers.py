@@ -89,6 +89,7 @@ def test_alpha_decides_the_count_and_the_page_says_it(bench, put, astronaut):
         (Setting("v1", "entropy", 0.5, 1.0, (None, float("nan"))), "thresholds=[3.0, nan] holds NaN"),
         (Setting("v1", "entropy", 0.5, 1.0, drop="3"), "drop='3': expected one of off, 0, 1, 2, 4, 8"),
         (Setting("v1", "entropy", 0.5, 1.0, drop=2), "drop=2: expected a name"),
+        (Setting("v1", "entropy", 0.5, 1.0, predict="2"), "predict='2': expected one of off, 0, 4, 8, 20"),
         (Setting("best", "entropy", 0.5, 1.0), "patch_selection_method='best'"),
         (Setting("budget", "beauty", 0.5, 1.0), "importance_method='beauty'"),
     ],
@@ -104,6 +105,7 @@ def test_thresholds_are_read_by_v1_alone_and_an_empty_one_is_the_maps_own():
         "importance_method": "upsample_mse",
         "thresholds": [36, 36],
         "drop_tolerance": "off",
+        "predict_tolerance": "off",
     }
     assert Setting("v1", "upsample_mse", 0.5, 1.0, (36, 36)).kwargs() == recommended
     assert Setting("v1", "upsample_mse", 0.5, 1.0, (36, None)).kwargs()["thresholds"] == [36, 16]
@@ -127,7 +129,11 @@ def test_what_is_left_out_is_counted_and_shown(bench, put, astronaut):
         white = np.asarray(look.seen)[:, : 2 * bench.patch_size]
         assert white.min() == 255, "what is left out is shown in the colour of its root"
     assert tolerances == {"off": ("off", None), "0": (0, 0.0), "8": (8, 8.0)}
-    assert "drop_tolerance" not in Setting("off", "entropy", 0.5, 1.0, drop="2").kwargs()
+    predicted = Setting("v1", "upsample_mse", 0.5, 1.0, (36, 36), "off", "0")
+    look = bench.look(path, predicted)
+    assert predicted.kwargs()["predict_tolerance"] == look.view.settings["predict_tolerance"] == 0
+    assert look.view.layout.dropped_cells and look.view.settings["drop_tolerance"] is None
+    assert not {"drop_tolerance", "predict_tolerance"} & Setting("off", "entropy", 0.5, 1.0, drop="2").kwargs().keys()
 
 
 def _claims_to_be(width, height):

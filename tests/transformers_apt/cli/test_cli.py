@@ -235,7 +235,7 @@ def test_labels():
     assert comparison.label({"patch_selection_method": "v1"}) == "v1"
     settings = {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"}
     assert comparison.label(settings) == "budget 0.3 upsample_mse"
-    settings = {"patch_selection_method": "v1", "thresholds": [16, 16], "drop_tolerance": 2}
-    assert comparison.label(settings) == "v1 [16, 16] drop 2"
+    settings = {"patch_selection_method": "v1", "thresholds": [16, 16], "drop_tolerance": 2, "predict_tolerance": 4}
+    assert comparison.label(settings) == "v1 [16, 16] drop 2 predict 4"
     settings = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [36, 36]}
     assert comparison.label(settings) == "v1 upsample_mse [36, 36]"

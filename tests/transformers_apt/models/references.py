@@ -11,7 +11,7 @@ VISUAL = ("pixel_values", "image_grid_thw", "image_patch_layout", "image_patch_c
 """What a processor returns of images."""
 
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
-SELECTIONS = {"whole": BUDGET, "dropping": {**BUDGET, "drop_tolerance": 30}}
+SELECTIONS = {"whole": BUDGET, "dropping": {**BUDGET, "drop_tolerance": 30, "predict_tolerance": 60}}
 """For what has to hold with cells left out too; so much is tolerated that small photos lose some."""
 
 

@@ -25,8 +25,8 @@ from transformers_apt.models.upstream import CACHE_NAMES
 
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
 SETTINGS = (
-    "patch_selection_method", "alpha", "importance_method", "thresholds", "drop_tolerance", "max_language_tokens",
-    "patch_parts",
+    "patch_selection_method", "alpha", "importance_method", "thresholds", "drop_tolerance", "predict_tolerance",
+    "max_language_tokens", "patch_parts",
 )  # fmt: skip
 RELIED_ON: dict[str, list[str]] = {}
 """Member -> the tests that hold what is relied on."""

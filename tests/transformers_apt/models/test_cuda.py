@@ -13,7 +13,7 @@ SETTINGS = (
     {"patch_selection_method": "off"},
     {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": [16, 16]},
     {"patch_selection_method": "budget", "alpha": 0.3},
-    {"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 2},
+    {"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 2, "predict_tolerance": 4},
 )
 
 

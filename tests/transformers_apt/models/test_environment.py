@@ -46,6 +46,9 @@ def test_it_stands_between_the_attributes_and_the_default(backend, half_plain, e
     assert len(dropped) < len(budget)
     assert torch.equal(layout(backend(drop_tolerance="off")), budget)
     assert torch.equal(layout(backend(drop_tolerance=30), **BUDGET), dropped)
+    environment({**BUDGET, "predict_tolerance": 100})
+    assert torch.equal(layout(backend()), layout(backend(predict_tolerance=100), **BUDGET))
+    assert torch.equal(layout(backend(predict_tolerance="off")), budget)
     environment({"patch_selection_method": None, "alpha": None})
     assert torch.equal(layout(backend()), v1), "null says nothing"
 
@@ -74,6 +77,7 @@ def test_it_reaches_owned_image_processors_and_whole_processors(processor, promp
         ('{"alpha": -1}', "alpha=-1"),
         ("[" * 100_000, "is no JSON"),
         ('{"drop_tolerance": -2}', "drop_tolerance=-2"),
+        ('{"predict_tolerance": -2}', "predict_tolerance=-2"),
     ],
 )
 def test_a_bad_value_is_one_clear_error_at_first_use(text, words, processor, prompt, half_plain, environment):

@@ -18,6 +18,7 @@ DEFAULTS = {
     "importance_method": "entropy",
     "thresholds": None,
     "drop_tolerance": None,
+    "predict_tolerance": None,
 }
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -48,6 +49,7 @@ def test_the_settings_make_a_difference(backend, expected):
         expected(backend, patch_selection_method="budget", alpha=0.3),
         expected(backend, patch_selection_method="budget", alpha=0.3, importance_method="upsample_mse"),
         expected(backend, patch_selection_method="budget", alpha=0.3, drop_tolerance=30),
+        expected(backend, patch_selection_method="budget", alpha=0.3, predict_tolerance=100),
         expected(backend, drop_tolerance=2),
     ]
     assert len({layout.numpy().tobytes() for layout in layouts}) == len(layouts)
@@ -84,20 +86,21 @@ def test_alpha_zero_is_a_value(backend, half_plain, expected):
 
 
 @both_backends
+@pytest.mark.parametrize("name", ["drop_tolerance", "predict_tolerance"])
 @pytest.mark.parametrize("method", ["v1", "v2", "budget", "joint"])
-def test_a_call_turns_dropping_off_and_on(backend, method, half_plain, expected):
+def test_a_call_turns_dropping_off_and_on(backend, method, name, half_plain, expected):
     """`None` is "not given", 0 drops what is equal to the last grey level: so "off" says it."""
     settings = {"patch_selection_method": method, "alpha": 0.4}
-    without, zero, thirty = (expected(backend, **settings, drop_tolerance=value) for value in (None, 0, 30))
-    assert len(thirty) < len(without) >= len(zero)
-    by_attribute = backend(**settings, drop_tolerance=30)
-    assert torch.equal(layout_of(by_attribute(images=half_plain)), thirty)
-    assert torch.equal(layout_of(by_attribute(images=half_plain, drop_tolerance=None)), thirty)
-    assert torch.equal(layout_of(by_attribute(images=half_plain, drop_tolerance=0)), zero)
-    assert torch.equal(layout_of(by_attribute(images=half_plain, drop_tolerance="off")), without)
-    off = backend(**settings, drop_tolerance="off")
+    without, zero, much = (expected(backend, **settings, **{name: value}) for value in (None, 0, 100))
+    assert len(much) < len(without) >= len(zero)
+    by_attribute = backend(**settings, **{name: 100})
+    assert torch.equal(layout_of(by_attribute(images=half_plain)), much)
+    assert torch.equal(layout_of(by_attribute(images=half_plain, **{name: None})), much)
+    assert torch.equal(layout_of(by_attribute(images=half_plain, **{name: 0})), zero)
+    assert torch.equal(layout_of(by_attribute(images=half_plain, **{name: "off"})), without)
+    off = backend(**settings, **{name: "off"})
     assert torch.equal(layout_of(off(images=half_plain)), without)
-    assert torch.equal(layout_of(off(images=half_plain, drop_tolerance=30)), thirty)
+    assert torch.equal(layout_of(off(images=half_plain, **{name: 100})), much)
 
 
 @both_backends
@@ -143,6 +146,7 @@ def test_settings_are_saved_and_loaded(processor, half_plain, tmp_path):
         "importance_method": "laplacian",
         "thresholds": [7, 8],
         "drop_tolerance": 30,
+        "predict_tolerance": 60,
     }
     for name, value in settings.items():
         setattr(processor.image_processor, name, value)
@@ -207,6 +211,9 @@ BAD_SETTINGS = [
     ({"drop_tolerance": float("inf")}, ["drop_tolerance=inf", "0 to 255"]),
     ({"drop_tolerance": True}, ["drop_tolerance=True", "a number of grey levels"]),
     ({"drop_tolerance": "2"}, ["drop_tolerance='2'", "a number of grey levels"]),
+    ({"predict_tolerance": -1}, ["predict_tolerance=-1", "0 to 255", "'off'"]),
+    ({"predict_tolerance": float("nan")}, ["predict_tolerance=nan", "0 to 255"]),
+    ({"predict_tolerance": "2"}, ["predict_tolerance='2'", "a number of grey levels"]),
 ]
 
 

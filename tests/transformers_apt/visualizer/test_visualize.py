@@ -64,6 +64,7 @@ SETTINGS = [
     {"patch_selection_method": "budget", "alpha": 0.3, "importance_method": "upsample_mse"},
     {"patch_selection_method": "budget", "alpha": 0.5, "importance_method": "laplacian"},
     {"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 20},
+    {"patch_selection_method": "v1", "importance_method": "upsample_mse", "predict_tolerance": 100},
     {"patch_selection_method": "off"},
 ]
 
@@ -76,7 +77,11 @@ def test_layout_and_pixels_are_the_processors(odd_photo, settings):
     assert view.original.size == (201, 333) and view.original.tobytes() == upright.tobytes()
     assert view.resized.shape == (3, 336, 196) and view.resized.dtype == torch.uint8
     assert torch.equal(view.layout.patches, fed.get("image_patch_layout", view.layout.patches))
-    assert (view.inherited is not None) == bool(view.layout.dropped_cells) == ("drop_tolerance" in settings)
+    assert (
+        (view.inherited is not None)
+        == bool(view.layout.dropped_cells)
+        == any("tolerance" in name for name in settings)
+    )
     stats = patch_stats(fed)[0]
     assert view.layout.num_patches == stats["vision_patches"]
     # what was shown, fed as it is, is what was fed: every pixel of it that is kept
@@ -303,7 +308,7 @@ def test_a_folder_with_a_broken_image(photo, tmp_path, visualize_command):
     assert (row["original_width"], row["grid_h"], row["grid_w"]) == ("196", "10", "14")
     counts = [int(row[name]) for name in ("patches_fine", "patches_middle", "patches_coarse")]
     assert counts == list(golden["patches"]["by_px"].values()) and int(row["patches"]) == sum(counts)
-    assert int(row["language_tokens"]) == golden["language_tokens"]["kept"]
+    assert int(row["language_tokens"]) == golden["language_tokens"]["kept"] and row["dropped"] == "0"
     assert "2 images drawn, 1 could not be" in result.stdout
 
 
@@ -312,6 +317,10 @@ def test_a_folder_again_and_a_table_of_someone_else(photo, tmp_path, visualize_c
     assert visualize_command(photo.parent, "-o", out).exit_code == 0
     assert visualize_command(photo.parent, "-o", out).exit_code == 0
     assert sorted(os.listdir(out)) == ["photo", "summary.csv"]
+    table = (out / "summary.csv").read_text()
+    (out / "summary.csv").write_text(table.replace(",dropped\n", "\n"))  # as releases without that column wrote it
+    assert visualize_command(photo.parent, "-o", out, "--drop-tolerance", "2").exit_code == 0
+    assert (out / "summary.csv").read_text().startswith(table.split("\n")[0] + "\n")
     (out / "summary.csv").write_text("month,euros\n1,2\n")
     result = visualize_command(photo.parent, "-o", out)
     assert result.exit_code == BAD_INPUT and "was not written by this command" in result.stderr

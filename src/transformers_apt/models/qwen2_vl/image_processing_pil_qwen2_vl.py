@@ -22,6 +22,7 @@ class Qwen2VLImageProcessorPil(Overlay):
     importance_method = Qwen2VLImageProcessor.importance_method
     thresholds = Qwen2VLImageProcessor.thresholds
     drop_tolerance = Qwen2VLImageProcessor.drop_tolerance
+    predict_tolerance = Qwen2VLImageProcessor.predict_tolerance
     max_language_tokens = Qwen2VLImageProcessor.max_language_tokens
     patch_parts = Qwen2VLImageProcessor.patch_parts
     last_budget_info = Qwen2VLImageProcessor.last_budget_info

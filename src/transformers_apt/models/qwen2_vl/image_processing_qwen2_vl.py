@@ -39,6 +39,7 @@ class Qwen2VLImageProcessor(Overlay):
     importance_method = settings.DEFAULTS["importance_method"]
     thresholds = settings.DEFAULTS["thresholds"]
     drop_tolerance = settings.DEFAULTS["drop_tolerance"]
+    predict_tolerance = settings.DEFAULTS["predict_tolerance"]
     max_language_tokens = settings.DEFAULTS["max_language_tokens"]
     patch_parts = settings.DEFAULTS["patch_parts"]
     last_budget_info = preprocessing.last_budget_info
