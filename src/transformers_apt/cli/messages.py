@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from transformers_apt.models.families import NAMES, no_such_checkpoint, series_of
+from transformers_apt.models.families import NAMES, no_such_checkpoint, no_such_family, series_of
 from transformers_apt.visualizer.names import readable
 
 BAD_INPUT = 2
@@ -62,6 +62,15 @@ def check_model(model: str | None) -> None:
     problem = model and no_such_checkpoint(model)
     if problem:
         raise fail(problem)
+
+
+def check_family(family: str | None, model: str | None) -> None:
+    """Fail at a family's name that is none, and where a checkpoint says which it is."""
+    if family is not None and model is not None:
+        raise fail("expected --model or --family, and not both: a checkpoint has limits of its own")
+    problem = family and no_such_family(family)
+    if problem:
+        raise fail(f"--family {problem}")
 
 
 class OneLineErrors(TyperCommand):

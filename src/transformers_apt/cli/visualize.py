@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from transformers_apt.cli.messages import BAD_INPUT, CHECKPOINT, check_model, complain, fail
+from transformers_apt.cli.messages import BAD_INPUT, CHECKPOINT, check_family, check_model, complain, fail
+from transformers_apt.models.families import NAMES
 
 
 def _number_or_off(text: str) -> float | str:
@@ -30,6 +31,13 @@ def visualize(
     model: Annotated[
         str | None, typer.Option(help=f"{CHECKPOINT}: use its image processor, and its settings.")
     ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Patch size and limits of a family's released checkpoints, without one: {', '.join(NAMES)}.",
+            show_default="upstream's class: 14 px, at most 1.0 megapixels",
+        ),
+    ] = None,
     patch_size: Annotated[
         int | None, typer.Option(help="Side of the finest patch, in pixels.", show_default="14, or the model's")
     ] = None,
@@ -46,7 +54,7 @@ def visualize(
         str | None,
         typer.Option(
             help="'v1', 'v2', 'budget', 'joint', 'fit' or 'off'.",
-            show_default="v1; off with --model of a later family",
+            show_default="v1; off with a later family",
         ),
     ] = None,
     alpha: Annotated[
@@ -95,11 +103,12 @@ def visualize(
     if not os.path.exists(source):  # before anything slow is imported
         raise fail(f"{source} does not exist; expected an image file or a folder of them")
     check_model(model)
+    check_family(family, model)
 
     from transformers_apt.visualizer import command as visualize_command
 
     try:
-        errors = visualize_command.run(source, output, model, device, given, complain)
+        errors = visualize_command.run(source, output, model, family, device, given, complain)
     except visualize_command.EXPECTED as error:
         raise fail(error) from error
     raise typer.Exit(BAD_INPUT if errors else 0)
