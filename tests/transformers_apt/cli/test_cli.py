@@ -112,8 +112,8 @@ def test_a_photo_of_ones_own_is_not_shown_to_a_model_that_knows_nothing_of_it(ha
     assert max(map(len, result.stdout.splitlines())) <= 80
     table = result.stdout.split("vision patches, and tokens")[1].split("mse: upsample")[0]
     rows = [line for line in table.splitlines() if line[1:2].isalpha()]
-    names = [line.split("  ")[0].strip() for line in rows]
-    assert [name for name in names if name != "method"] == 2 * [*map(comparison.short_label, comparison.SETTINGS)]
+    labels = [*map(comparison.short_label, comparison.SETTINGS)]
+    assert [name for line in rows if (name := line.split("  ")[0].strip()) in labels] == 2 * labels, "one line each"
 
 
 def test_work_is_seen_on_a_terminal_and_nowhere_else(monkeypatch, capsys):
@@ -195,6 +195,14 @@ def test_what_is_not_there_is_said_before_anything_slow_is_imported(arguments, t
     assert result.returncode == BAD_INPUT and result.stderr.count("\n") == 1, result.stderr
     assert "missing" in result.stderr or "int8" in result.stderr
     assert not {"torch", "transformers", "gradio", "matplotlib"} & set(result.stdout.split())
+
+
+def test_status_of_what_is_switched_off_needs_no_import():
+    script = "import sys\nfrom transformers_apt.cli.main import main\ntry: main()\nfinally: print(*sys.modules)"
+    environment = {**os.environ, startup.SWITCH: "0"}
+    result = subprocess.run([sys.executable, "-c", script, "status"], capture_output=True, text=True, env=environment)
+    assert result.returncode == 1 and "TRANSFORMERS_APT=0 switches it off" in " ".join(result.stdout.split())
+    assert not {"torch", "transformers"} & set(result.stdout.split())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["app", "--help"], ["status"]])
