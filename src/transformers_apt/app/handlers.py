@@ -5,6 +5,8 @@ Nothing is kept per visitor: every result follows from the arguments alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -112,6 +114,10 @@ class Setting:
         except (TypeError, ValueError) as error:
             raise UserError(f"{error}.") from error
         return kwargs
+
+    def of(self, path: str | None) -> str:
+        """A word for this setting of this photo: the same for what comes to the same, and for nothing else."""
+        return hashlib.sha256(json.dumps([path, self.kwargs()], sort_keys=True).encode()).hexdigest()[:16]
 
     def _thresholds(self) -> list[float] | None:
         """With the map's own where one was left empty; `None` where both were."""

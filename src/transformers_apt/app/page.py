@@ -114,7 +114,7 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
                 show_progress="minimal",
                 **drawing,
             )
-        asked = gr.on(
+        gr.on(
             [ask.click, question.submit],
             work.answer,
             [photo, question, *left.controls, *right.controls],
@@ -124,13 +124,6 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
             concurrency_limit=1,
             trigger_mode="once",
         )
-
-        # an answer belongs to a photo and a setting: where one of them changes it goes, and what is under way stops
-        forget = {"cancels": [asked], "queue": False, "api_visibility": "private"}
-        gr.on([photo.change], lambda: [""] * 4, None, answers, **forget)
-        for place, panel in enumerate((left, right)):
-            own = answers[2 * place : 2 * place + 2]
-            gr.on([control.change for control in panel.controls], lambda: ["", ""], None, own, **forget)
 
         def pick(place: int) -> tuple[str, str, str]:
             return str(examples[place].image), examples[place].question, _right_answer(examples[place])
@@ -334,8 +327,9 @@ class _Work:
         """One setting's figures and pictures."""
         if path is None:
             return _nothing("")
-        look, sentence = _guarded(lambda: self.bench.look(path, _setting(controls)))
-        return _nothing(text.error(sentence)) if look is None else self._shown(look, model)
+        setting = _setting(controls)
+        look, sentence = _guarded(lambda: self.bench.look(path, setting))
+        return _nothing(text.error(sentence)) if look is None else self._shown(look, model, setting.of(path))
 
     def answer(self, path: str | None, question: str, *controls: Any) -> Iterator[list[Any]]:
         """Both settings' answers as they come."""
@@ -350,14 +344,15 @@ class _Work:
             if piece is None:
                 return
             place, answer = piece
-            shown[1 + 2 * place : 3 + 2 * place] = answer.text, text.describe_answer(answer)
+            times = text.belonging_to(settings[place].of(path), text.describe_answer(answer))
+            shown[1 + 2 * place : 3 + 2 * place] = answer.text, times
             yield shown
 
-    def _shown(self, look: Look, model: str) -> list[Any]:
+    def _shown(self, look: Look, model: str, of: str) -> list[Any]:
         save = self.drawings.save
         maps = [(save(picture), caption) for picture, caption in look.maps]
         return [
-            text.facts(look, model, self.bench.shapes),
+            text.belonging_to(of, text.facts(look, model, self.bench.shapes)),
             text.legend(look),
             save(look.tiling),
             save(look.seen),

@@ -48,6 +48,8 @@ CSS = """
   .apt-panel { display: grid !important; grid-row: span 3; grid-template-rows: subgrid; min-width: 0 !important;
     align-items: start; }
 }
+.apt-stale { opacity: .35; }
+[id^="times-"].apt-stale::after { content: "This answers another photo or another setting."; }
 .apt-maps .caption-label { display: none; }
 .apt-loupe { position: fixed; z-index: 1000; display: none; pointer-events: none; border: 2px solid #fff;
   border-radius: .3rem; box-shadow: 0 0 0 1px #000, 0 2px 8px #0008; background-repeat: no-repeat;
@@ -131,6 +133,11 @@ def facts(look: Look, name: str, shapes: Shapes) -> str:
     ]  # fmt: skip
     notes = [note(text) for text in look.view.notes]
     return f'<table class="apt-facts">{"".join(rows)}</table>{"".join(notes)}'
+
+
+def belonging_to(of: str, html: str) -> str:
+    """What belongs to a setting of a photo, both in one word: `page.js` greys an answer that is of another one."""
+    return f'<div data-of="{of}">{html}</div>'
 
 
 def legend(look: Look) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from transformers_apt.cli.messages import CHECKPOINT, check_model, fail
+from transformers_apt.cli.messages import CHECKPOINT, DEVICES, DTYPES, check_choice, check_model, fail
 
 
 def app_command(
@@ -30,6 +30,8 @@ def app_command(
     It listens on this machine only; to reach it from another one, forward the port over SSH.
     """
     check_model(model)
+    check_choice("--device", device, DEVICES)
+    check_choice("--dtype", dtype, DTYPES)
     from transformers_apt.app import command as app_command
     from transformers_apt.app.handlers import Limits
 

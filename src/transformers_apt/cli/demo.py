@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from transformers_apt.cli.messages import CHECKPOINT, check_model, fail
+from transformers_apt.cli.messages import CHECKPOINT, DTYPES, check_choice, check_model, fail
 from transformers_apt.cli.progress import progress
 from transformers_apt.visualizer.names import readable
 
@@ -45,8 +45,7 @@ def demo(
         what = "it is a folder" if os.path.isdir(image) else "it does not exist"
         raise fail(f"{image} cannot be read as an image: {what}; expected an image file")
     check_model(model)
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise fail(f"--dtype {dtype}: expected float32, bfloat16 or float16")
+    check_choice("--dtype", dtype, DTYPES)
     with progress() as step:
         step("loading PyTorch and transformers")
         import torch

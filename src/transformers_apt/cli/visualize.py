@@ -8,16 +8,30 @@ from typing import Annotated, Any
 
 import typer
 
-from transformers_apt.cli.messages import BAD_INPUT, CHECKPOINT, check_family, check_model, complain, fail
+from transformers_apt.cli.messages import (
+    BAD_INPUT,
+    CHECKPOINT,
+    DEVICES,
+    check_choice,
+    check_family,
+    check_model,
+    complain,
+    fail,
+)
 from transformers_apt.models.families import NAMES
+
+METHODS = ("v1", "v2", "budget", "joint", "fit", "off")
+MAPS = ("entropy", "laplacian", "upsample_l4", "upsample_mse")
+"""Named once more, because where they are made takes seconds to import; a test holds the two alike."""
 
 
 def _number_or_off(text: str) -> float | str:
-    """What is neither is refused where settings are checked."""
+    if text == "off":
+        return text
     try:
         return float(text)
     except ValueError:
-        return text
+        raise typer.BadParameter(f"{text!r} is neither a number of grey levels nor 'off'") from None
 
 
 def visualize(
@@ -53,7 +67,7 @@ def visualize(
     patch_selection_method: Annotated[
         str | None,
         typer.Option(
-            help="'v1', 'v2', 'budget', 'joint', 'fit' or 'off'.",
+            help=f"One of {', '.join(METHODS)}.",
             show_default="v1; off with a later family",
         ),
     ] = None,
@@ -66,7 +80,7 @@ def visualize(
     ] = None,
     importance_method: Annotated[
         str | None,
-        typer.Option(help="'entropy', 'laplacian', 'upsample_l4' or 'upsample_mse'.", show_default="entropy"),
+        typer.Option(help=f"One of {', '.join(MAPS)}.", show_default="entropy"),
     ] = None,
     drop_tolerance: Annotated[
         Any,
@@ -104,6 +118,9 @@ def visualize(
         raise fail(f"{source} does not exist; expected an image file or a folder of them")
     check_model(model)
     check_family(family, model)
+    check_choice("--patch-selection-method", patch_selection_method, METHODS)
+    check_choice("--importance-method", importance_method, MAPS)
+    check_choice("--device", device, DEVICES)
 
     from transformers_apt.visualizer import command as visualize_command
 

@@ -44,7 +44,9 @@ def test_fifty_sessions_at_once(served, encoded):
 
     def out_of_range(number):
         (path,) = served.upload(f"range{number}.png", encoded(112, 112, number)).json()
-        kind, told = served.call("photo", path, "2b", "budget", "entropy", 1.0 + number, 1.0, None, None, "off", *B)
+        kind, told = served.call(
+            "photo", path, "2b", "budget", "entropy", 1.0 + number, 1.0, None, None, "off", None, *B
+        )
         return kind == "error" and "greater than maximum" in str(told), told
 
     visits = (good, no_image, good, not_theirs, good, too_large, good, out_of_range, good, good)

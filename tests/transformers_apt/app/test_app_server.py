@@ -67,7 +67,7 @@ def test_no_other_host_is_asked(served):
         (["budget", "entropy", 1.5, 1.0, None, None, "off", None], "1.5 is greater than maximum"),
         (["v2", "entropy", 0.5, -1.0, None, None, "off", None], "-1.0 is less than minimum"),
         (["best", "entropy", 0.5, 1.0, None, None, "off", None], "best is not in the list of choices"),
-        (["v1", "entropy", 0.5, 1.0, None, None, "3"], "3 is not in the list of choices"),
+        (["v1", "entropy", 0.5, 1.0, None, None, "3", None], "3 is not in the list of choices"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_the_server(served, encoded, controls, named):
@@ -87,7 +87,7 @@ def test_a_setting_out_of_range_is_refused_by_the_server(served, encoded, contro
 )
 def test_thresholds_that_are_none_are_one_sentence(served, encoded, thresholds, named):
     (path,) = served.upload("photo.png", encoded(112, 112)).json()
-    kind, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds, "off")
+    kind, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds, "off", None)
     assert kind == "complete" and named in html.unescape(told[0]) and told[1:4] == ["", None, None]
 
 
@@ -95,7 +95,7 @@ def test_thresholds_are_v1s_and_an_empty_one_is_the_maps_own(served, encoded):
     (path,) = served.upload("photo.png", encoded(168, 168)).json()
     captions = {}
     for thresholds in ((36, 36), (36, None), (None, None)):
-        _, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds, "off")
+        _, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds, "off", None)
         captions[thresholds] = [entry["caption"] for entry in told[4]][1:]
     assert captions[36, 36] == ["28 px: whole below 36", "56 px: whole below 36"]
     assert captions[36, None] == ["28 px: whole below 36", "56 px: whole below 16"]

@@ -9,14 +9,15 @@ import pytest
 from typer.testing import CliRunner
 
 import transformers_apt
+from apt_code.importance import IMPORTANCE_METHODS
 from transformers_apt import embedded
-from transformers_apt.cli import comparison
+from transformers_apt.cli import comparison, visualize
 from transformers_apt.cli.main import app, main
 from transformers_apt.cli.messages import BAD_INPUT
 from transformers_apt.cli.progress import progress
 from transformers_apt.embedded import asking
 from transformers_apt.engine import patching, startup
-from transformers_apt.models import reach
+from transformers_apt.models import reach, settings
 from transformers_apt.models.families import NAMES
 from transformers_apt.models.families import SUPPORTED as SUPPORTED
 
@@ -167,7 +168,7 @@ def test_an_installation_without_its_files_says_so(monkeypatch, tmp_path):
         (["--colour"], "No such option: --colour"),
         (["--image", __file__], "cannot be read as an image"),
         (["--model", "/nowhere/checkpoint"], "/nowhere/checkpoint is not a folder"),
-        (["--dtype", "int8"], "--dtype int8: expected float32"),
+        (["--dtype", "int8"], "--dtype int8: expected one of float32"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(options, message):
@@ -183,7 +184,9 @@ def test_bad_input_is_one_line_and_exit_code_2(options, message):
     [
         *(["demo", "missing.jpg"], ["demo", "--image", "missing.jpg"], ["demo", "--model", "./missing"]),
         *(["demo", "--dtype", "int8"], ["visualize", "missing.jpg"], ["visualize", ".", "--model", "/missing"]),
-        ["app", "--model", "~/missing"],
+        *(["app", "--model", "~/missing"], ["app", "--dtype", "int8"], ["visualize", ".", "--family", "missing"]),
+        *(["visualize", ".", f"--{name}", "missing"] for name in ("patch-selection-method", "importance-method")),
+        *(["visualize", ".", "--drop-tolerance", "missing"], ["visualize", ".", "--device", "missing"]),
     ],
 )
 def test_what_is_not_there_is_said_before_anything_slow_is_imported(arguments, tmp_path):
@@ -274,6 +277,12 @@ def test_main_is_the_installed_command(monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 0
+
+
+def test_the_choices_are_the_settings_own():
+    assert sorted(visualize.METHODS) == sorted(settings.USED_BY) and sorted(visualize.MAPS) == sorted(
+        IMPORTANCE_METHODS
+    )
 
 
 def test_labels():

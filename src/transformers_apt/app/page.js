@@ -42,6 +42,18 @@
   for (const name of ["pointermove", "pointerdown"]) document.addEventListener(name, follow);
   for (const name of ["pointerleave", "scroll"]) document.addEventListener(name, hide, true);
 
+  // an answer belongs to a photo and a setting: it is grey where the figures above are of others, or not there
+  const greyAnswers = () => {
+    for (const name of ["a", "b"]) {
+      const shown = document.querySelector(`#${name}-facts [data-of]`)?.dataset.of;
+      const answered = document.querySelector(`#times-${name} [data-of]`)?.dataset.of;
+      for (const part of [`#answer-${name}`, `#times-${name}`]) {
+        document.querySelector(part)?.classList.toggle("apt-stale", Boolean(answered) && answered !== shown);
+      }
+    }
+  };
+  new MutationObserver(greyAnswers).observe(document.body, { childList: true, subtree: true, characterData: true });
+
   // a tab opened on one side opens on the other, so that like stands beside like
   document.addEventListener("click", (event) => {
     const tab = event.target.closest?.(".apt-panel [role=tab]");
