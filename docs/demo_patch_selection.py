@@ -110,7 +110,7 @@ def demo_comparison(processor: Any, model: Any, image: Image.Image, question: st
 
 def demo_performance(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """Times next to upstream's, measured here and now. Two rounds on a busy machine say little; see `make demo`."""
-    rows = measure(model, processor, image, question, max_new_tokens=4, repeats=2)
+    rows = measure(model, processor, image, question, ask=False, max_new_tokens=4, repeats=2)
     show(console, rows)
 
 

@@ -135,7 +135,7 @@ def _wait_for_device() -> None:
         torch.accelerator.synchronize()
 
 
-def show(console: Console, rows: list[Row], who: str | None, expected: str | None = None) -> None:
+def show(console: Console, rows: list[Row], who: str | None = None, expected: str | None = None) -> None:
     """Print the tokens, the times with their ratio to the first row's (upstream), and what each setting answered.
 
     Args:
