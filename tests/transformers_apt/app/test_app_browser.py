@@ -27,6 +27,9 @@ def visit(browser, served):
         page.on("request", lambda request: elsewhere.append(request.url))
         page.goto(served.address)
         expect(page.locator("#a-facts")).to_contain_text("Vision patches", timeout=WAIT)
+        expect(page.locator("#b-tiling img")).to_be_visible(
+            timeout=WAIT
+        )  # from here on nothing moves under the pointer
         return page
 
     yield visit
