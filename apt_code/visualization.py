@@ -6,6 +6,7 @@ Axis legend: `c` channels, `H W` pixels.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,9 @@ DROPPED_COLOUR = (150, 150, 150)
 LEGEND_BACKGROUND = (28, 28, 28)
 COLOUR_MAP = "inferno"
 INCOMPLETE_CELL = (191, 191, 191)
+ZERO_EVERYWHERE = (236, 236, 236)
+EVERYWHERE = "0 everywhere"
+"""Ends the caption of a map in which there is nothing to see."""
 
 
 def reconstruct(image: Tensor, layout: PatchLayout, patch_size: int, inherited: Tensor | None = None) -> Tensor:
@@ -113,17 +117,23 @@ def _hatched(picture: Image.Image, unit: int) -> Image.Image:
     return dark
 
 
+def legend_items(layout: PatchLayout, patch_size: int) -> list[tuple[tuple[int, int, int], str]]:
+    """`(colour, what it means and how many)` of each patch size, and of what was left out."""
+    items = [
+        (PATCH_COLOURS[size], f"{size * patch_size} px: {count:,}") for size, count in layout.patches_by_size.items()
+    ]
+    if layout.dropped_cells:
+        items.append((DROPPED_COLOUR, f"left out: {layout.dropped_cells:,} cells of {MERGE_SIZE * patch_size} px"))
+    return items
+
+
 def add_legend(picture: Image.Image, layout: PatchLayout, patch_size: int) -> Image.Image:
     """The picture of `draw_tiling` above a dark strip: what the colours mean, and how many patches of each there are.
 
     The picture keeps its place and its pixels; where it is narrower than a line of the legend, dark fills the rest.
     """
     total = layout.grid[0] * layout.grid[1]
-    items: list[tuple[tuple[int, int, int] | None, str]] = [
-        (PATCH_COLOURS[size], f"{size * patch_size} px: {count:,}") for size, count in layout.patches_by_size.items()
-    ]
-    if layout.dropped_cells:
-        items.append((DROPPED_COLOUR, f"left out: {layout.dropped_cells:,} cells of {MERGE_SIZE * patch_size} px"))
+    items: list[tuple[tuple[int, int, int] | None, str]] = [*legend_items(layout, patch_size)]
     items.append((None, f"{layout.num_patches:,} of {total:,} patches ({layout.retention:.1%})"))
     text_px = max(14, min(picture.width // 46, 44))
     font = ImageFont.load_default(size=text_px)
@@ -210,10 +220,15 @@ def draw_heatmap(
     for row, col in (~complete).nonzero().tolist():
         cell = Rectangle((col * side, row * side), side, side, facecolor=grey, edgecolor="0.45", hatch="//", lw=0)
         axes.add_patch(cell)
+    if not values_above_zero(importance):  # which the map would paint black, as if something were missing
+        axes.images[0].set_cmap("Greys")
+        axes.text(
+            0.5, 0.5, "0 everywhere: nothing is lost at this size", transform=axes.transAxes, ha="center", va="center"
+        )  # fmt: skip
     note = "" if bool(complete.all()) else "  (hatched: sticks out of the image, always split)"
     axes.set(xlim=(0, width), ylim=(height, 0), title=title, xlabel=f"px{note}", ylabel="px")
     bar = figure.colorbar(heat, ax=axes, orientation="horizontal" if wide else "vertical", pad=0.02, aspect=30)
-    bar.set_label(unit)
+    bar.set_label(f"{unit}, {_scale_note(unit)}" if _scale_note(unit) else unit)
     if threshold is not None and 0 <= threshold <= highest:
         mark = bar.ax.axvline if wide else bar.ax.axhline
         mark(threshold, color="black", linewidth=5)
@@ -238,10 +253,67 @@ def shade_importance(
     colours = import_matplotlib().colormaps[COLOUR_MAP]
     values = importance.detach().double().cpu()
     shades = colours((values / highest).clamp(0, 1).pow(_power(unit)).numpy(), bytes=True)[..., :3]
+    if not values_above_zero(importance):  # black would look like a picture that is missing
+        shades[:] = ZERO_EVERYWHERE
     shades[(values >= PAD_VALUE).numpy()] = INCOMPLETE_CELL
     rows, cols = values.shape
     cells = Image.fromarray(shades).resize((cols * side, rows * side), Image.Resampling.NEAREST)
     return cells.crop((0, 0, image_size[1], image_size[0]))
+
+
+def add_scale(
+    picture: Image.Image, caption: str, *, highest: float, unit: str, threshold: float | None
+) -> Image.Image:
+    """The picture of `shade_importance` above its scale: the colours, what they stand for, and the threshold's mark.
+
+    The letters are large, because such pictures are looked at as thumbnails.
+
+    Args:
+        picture: the map.
+        caption: the first line.
+        highest, unit: as in `shade_importance`.
+        threshold: marked where it lies in the scale's range.
+    """
+    text_px = max(12, picture.width // 19)
+    font = font_of(text_px)
+    margin, bar_px = text_px // 2, text_px
+    sheet = Image.new("RGB", (picture.width, picture.height + 5 * text_px + bar_px), "white")
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((margin, picture.height + margin), caption, fill="black", font=font)
+    if not caption.endswith(EVERYWHERE):
+        left, right, top = margin, picture.width - margin, picture.height + 2 * text_px
+        colours = import_matplotlib().colormaps[COLOUR_MAP]
+        for x in range(left, right):
+            colour = tuple(int(channel * 255) for channel in colours((x - left) / (right - left))[:3])
+            draw.line((x, top, x, top + bar_px), fill=colour)
+        for value in (0.0, highest / 4, highest):
+            at = (value / highest) ** _power(unit)
+            place, anchor = left + at * (right - left), "la" if at == 0 else "ra" if at == 1 else "ma"
+            draw.line((place, top + bar_px, place, top + bar_px + margin // 2), fill="black", width=2)
+            draw.text((place, top + bar_px + margin // 2), f"{value:.3g}", fill="black", font=font, anchor=anchor)
+        if threshold is not None and 0 <= threshold <= highest:
+            place = left + (threshold / highest) ** _power(unit) * (right - left)
+            draw.line((place, top, place, top + bar_px), fill="black", width=5)
+            draw.line((place, top, place, top + bar_px), fill="white", width=2)
+        words = f"{unit}, {_scale_note(unit)}" if _scale_note(unit) else unit
+        draw.text((margin, top + bar_px + text_px + margin), words, fill="black", font=font)
+    return sheet
+
+
+def font_of(pixels: int) -> ImageFont.FreeTypeFont:
+    """matplotlib's own typeface, which knows × and ² and most alphabets; Pillow's does not."""
+    folder = import_matplotlib().get_data_path()
+    return ImageFont.truetype(os.path.join(folder, "fonts", "ttf", "DejaVuSans.ttf"), pixels)
+
+
+def values_above_zero(importance: Tensor) -> bool:
+    """Whether there is anything to see in a map; of the finest scale of `upsample_mse` there is nothing."""
+    return bool((importance[importance < PAD_VALUE] > 0).any())
+
+
+def _scale_note(unit: str) -> str:
+    return "" if _power(unit) == 1 else "coloured by its root"
 
 
 def _power(unit: str) -> float:

@@ -27,14 +27,16 @@ from transformers_apt.cli.comparison import label, measure, show
 from transformers_apt.embedded.asking import load_checkpoint, load_photo
 
 console = Console()
+RECOMMENDED = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 2}
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
-LOOK = {1: ("██", "yellow"), 2: ("▒▒", "cyan"), 4: ("··", "magenta")}
-"""Sign and colour of a cell of one base patch by the size of the patch that covers it; legible without colours too."""
+LOOK = {1: ("██", "yellow"), 2: ("▒▒", "cyan"), 4: ("··", "magenta"), 0: ("  ", "white")}
+"""Sign and colour of a cell of one base patch by the size of the patch that covers it, 0 for none. Legible without
+colours too."""
 
 
 def tiling(layout: PatchLayout, step: int) -> Text:
     """Each cell of one base patch as two characters, every `step`-th of them in both directions."""
-    sizes = layout.sizes[layout.owner][::step, ::step]
+    sizes = layout.sizes[layout.owner].where(layout.owner >= 0, 0)[::step, ::step]
     drawn = Text()
     for row in sizes.tolist():
         for size in row:
@@ -47,15 +49,16 @@ def demo_image_processor(processor: Any, model: Any, image: Image.Image, questio
     """The image processor alone. Fine patches go where the importance map says that something is at stake."""
     pictures = []
     patch_size = processor.image_processor.patch_size
-    for importance_method in ("entropy", "upsample_mse"):
-        image_processor = Qwen2VLImageProcessor(patch_size=patch_size, importance_method=importance_method, **BUDGET)
+    for settings in (RECOMMENDED, {**BUDGET, "importance_method": "upsample_mse"}):
+        image_processor = Qwen2VLImageProcessor(patch_size=patch_size, **settings)
         pixels = image_processor(images=image, return_tensors="pt")
         (layout,) = image_layouts(pixels)
         h, w = layout.grid
         counts = f"{layout.num_patches:,} of {h * w:,} patches, {layout.num_language_tokens:,} language tokens"
         step = -(-2 * max(h, w) // 72)  # at most 72 characters wide
-        pictures.append(Text.assemble((f"{importance_method}: {counts}\n", "bold"), tiling(layout, step)))
-    legend = ((f" {sign} {patch_size * size} px ", colour) for size, (sign, colour) in LOOK.items())
+        pictures.append(Text.assemble((f"{label(settings)}: {counts}\n", "bold"), tiling(layout, step)))
+    names = {size: f"{patch_size * size} px" if size else "left out" for size in LOOK}
+    legend = ((f" {sign} {names[size]} ", colour) for size, (sign, colour) in LOOK.items())
     console.print(Text.assemble(*legend))
     console.print(Columns(pictures, padding=(0, 4)))
 
@@ -63,13 +66,13 @@ def demo_image_processor(processor: Any, model: Any, image: Image.Image, questio
 def demo_processor(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """Through the processor: the prompt gets one placeholder per language token, and all three ways agree."""
     prompt = f"<|vision_start|><|image_pad|><|vision_end|>{question}"
-    by_call = processor(images=image, text=prompt, images_kwargs=BUDGET, return_tensors="pt")
-    processor.image_processor.patch_selection_method = "budget"
-    processor.image_processor.alpha = 0.3
+    by_call = processor(images=image, text=prompt, images_kwargs=RECOMMENDED, return_tensors="pt")
+    for name, value in RECOMMENDED.items():
+        setattr(processor.image_processor, name, value)
     by_attribute = processor(images=image, text=prompt, return_tensors="pt")
     names = ("size", "patch_size", "image_mean", "image_std")  # as the checkpoint has them
     own = {name: getattr(processor.image_processor, name) for name in names}
-    processor.image_processor = Qwen2VLImageProcessor(patch_selection_method="budget", alpha=0.3, **own)
+    processor.image_processor = Qwen2VLImageProcessor(**RECOMMENDED, **own)
     by_constructor = processor(images=image, text=prompt, return_tensors="pt")
 
     pad = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -110,7 +113,7 @@ def demo_comparison(processor: Any, model: Any, image: Image.Image, question: st
 
 def demo_performance(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """Times next to upstream's, measured here and now. Two rounds on a busy machine say little; see `make demo`."""
-    rows = measure(model, processor, image, question, max_new_tokens=4, repeats=2)
+    rows = measure(model, processor, image, question, ask=False, max_new_tokens=4, repeats=2)
     show(console, rows)
 
 
@@ -118,7 +121,7 @@ def demo_code_integration(processor: Any, model: Any, image: Image.Image, questi
     """Inside your own modelling code: hand on what the processor returned, and each image's tokens come out."""
     images = [image, image.resize((280, 196))]
     prompt = "<|vision_start|><|image_pad|><|vision_end|>" * len(images) + "What differs?"
-    inputs = processor(images=images, text=prompt, images_kwargs=BUDGET, return_tensors="pt").to(model.device)
+    inputs = processor(images=images, text=prompt, images_kwargs=RECOMMENDED, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         features = model.model.get_image_features(
             pixel_values=inputs["pixel_values"],

@@ -29,13 +29,14 @@ from transformers_apt.cli.comparison import label
 from transformers_apt.embedded.asking import load_checkpoint, load_photo
 
 console = Console()
+RECOMMENDED = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 2}
 BUDGET = {"patch_selection_method": "budget", "alpha": 0.3}
 
 
 def image_processor_alone(processor: Any, model: Any, image: Image.Image, question: str) -> None:
     """The image processor alone, with the settings in its constructor."""
     patch_size = processor.image_processor.patch_size  # 14 px in Qwen2-VL and Qwen2.5-VL, 16 px in later families
-    image_processor = Qwen2VLImageProcessor(patch_size=patch_size, patch_selection_method="budget", alpha=0.3)
+    image_processor = Qwen2VLImageProcessor(patch_size=patch_size, **RECOMMENDED)
     pixels = image_processor(images=image, return_tensors="pt")
 
     rows = [(name, str(tuple(value.shape))) for name, value in pixels.items()]
@@ -49,10 +50,10 @@ def through_the_processor(processor: Any, model: Any, image: Image.Image, questi
     """The usual way: `images_kwargs` in the call. A processor's own settings give the same."""
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
-    by_call = processor(images=image, text=prompt, images_kwargs=BUDGET, return_tensors="pt")
+    by_call = processor(images=image, text=prompt, images_kwargs=RECOMMENDED, return_tensors="pt")
 
-    processor.image_processor.patch_selection_method = "budget"
-    processor.image_processor.alpha = 0.3
+    for name, value in RECOMMENDED.items():
+        setattr(processor.image_processor, name, value)
     by_attribute = processor(images=image, text=prompt, return_tensors="pt")
 
     upstream = processor(images=image, text=prompt, images_kwargs={"patch_selection_method": "off"})
@@ -64,11 +65,12 @@ def through_the_processor(processor: Any, model: Any, image: Image.Image, questi
 
 
 def full_inference(processor: Any, model: Any, image: Image.Image, question: str) -> None:
-    """From the image to an answer: `generate` takes what the processor returns. Upstream, and two importance maps."""
+    """From the image to an answer: `generate` takes what the processor returns. Upstream, the recommended setting,
+    and a number of tokens."""
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
     console.print(f"{question}\n")
-    for settings in ({"patch_selection_method": "off"}, BUDGET, {**BUDGET, "importance_method": "upsample_mse"}):
+    for settings in ({"patch_selection_method": "off"}, RECOMMENDED, {"patch_selection_method": "fit", "alpha": 0.45}):
         inputs = processor(images=image, text=prompt, images_kwargs=settings, return_tensors="pt").to(model.device)
         output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
         answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]

@@ -11,9 +11,12 @@ from apt_code.patch_layout import PatchLayout
 from apt_code.patch_selection import PAD_VALUE
 from apt_code.visualization import (
     DROPPED_COLOUR,
+    EVERYWHERE,
     LEGEND_BACKGROUND,
     PATCH_COLOURS,
+    ZERO_EVERYWHERE,
     add_legend,
+    add_scale,
     draw_heatmap,
     draw_tiling,
     highest_importance,
@@ -204,3 +207,33 @@ def test_pixels_and_maps_that_require_gradients_are_drawn(layout):
     pytest.importorskip("matplotlib")
     maps = [draw_heatmap(m, 28, size, highest=1.0, unit="bits", title="") for m in (importance, importance.detach())]
     assert np.array_equal(*maps)
+
+
+def test_a_map_of_zeros_is_light_and_not_black():
+    zeros = torch.zeros(4, 6)
+    zeros[:, 5] = PAD_VALUE
+    shades = np.asarray(shade_importance(zeros, P, (4 * P, 6 * P), highest=9.0, unit="grey levels²"))
+    assert (shades[:, : 5 * P] == ZERO_EVERYWHERE).all() and (shades[:, 5 * P :] != ZERO_EVERYWHERE).any()
+    drawn = draw_heatmap(zeros, P, (4 * P, 6 * P), highest=9.0, unit="grey levels²", title="zeros")
+    assert np.asarray(drawn).mean() > 200
+    assert np.asarray(draw_heatmap(zeros + 1, P, (56, 84), highest=9.0, unit="bits", title="")).mean() < 200
+
+
+def test_the_scale_below_a_map_runs_from_dark_to_bright_and_marks_the_threshold():
+    picture = Image.new("RGB", (400, 300), "teal")
+
+    def bar(**options):
+        sheet = np.asarray(add_scale(picture, "28 px", highest=100.0, **options))
+        text_px = 400 // 19
+        assert sheet.shape == (300 + 6 * text_px, 400, 3) and (sheet[:300] == np.asarray(picture)).all()
+        left = text_px // 2
+        return sheet[300 + 2 * text_px + text_px // 2, left : 400 - left].astype(int)
+
+    plain = bar(unit="grey levels²", threshold=None)
+    assert plain[0].sum() < 30 and plain[-1].sum() > 600
+    marked = {unit: bar(unit=unit, threshold=25.0) for unit in ("bits", "grey levels²")}
+    for unit, place in (("bits", 0.25), ("grey levels²", 0.5)):  # coloured by the root
+        (changed,) = (marked[unit] != plain).any(1).nonzero()
+        assert abs(changed.mean() - place * len(plain)) < 3
+    nothing = np.asarray(add_scale(picture, f"14 px: {EVERYWHERE}", highest=100.0, unit="bits", threshold=None))
+    assert (nothing[340:] == 255).all(), "no scale where there is nothing to measure"

@@ -27,7 +27,7 @@ from transformers_apt import embedded
 from transformers_apt.cli.main import app
 from transformers_apt.embedded.asking import load_photo
 from transformers_apt.embedded.tiny_checkpoint import save_checkpoint
-from transformers_apt.models.settings import DEFAULTS, OFF
+from transformers_apt.models.settings import DEFAULTS, OFF, RECOMMENDED
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -344,7 +344,7 @@ def test_script_runs_to_its_end_without_a_download(script, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     image = load_photo(embedded.examples()[0].image)
-    inputs = Qwen2VLImageProcessor()(image, patch_selection_method="budget", alpha=0.3, return_tensors="pt")
+    inputs = Qwen2VLImageProcessor()(image, **RECOMMENDED, return_tensors="pt")
     assert f"{len(inputs['pixel_values']):,} of {int(inputs['image_grid_thw'].prod()):,} patches" in done.stdout
     assert "very small model" in done.stdout
     assert not list(tmp_path.iterdir())

@@ -18,8 +18,6 @@ from transformers_apt.embedded.asking import describe_model, load_checkpoint
 from transformers_apt.visualizer.command import EXPECTED as EXPECTED  # what bad input raises
 from transformers_apt.visualizer.view import pick_device
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 def run(
     model: str | None,
@@ -42,8 +40,6 @@ def run(
                 f"the web page needs {name}, which is not installed; expected the extra 'app': "
                 "pip install 'transformers-apt[app]'"
             )
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
     transformers_apt.apply()
     where = pick_device(device)
     checkpoint, processor = load_checkpoint(model, where, dtype)

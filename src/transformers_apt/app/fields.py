@@ -5,12 +5,12 @@ The page's own controls cannot send it, but a program can.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import gradio as gr
 from loguru import logger
 
+from transformers_apt.app.numbers import is_number
 from transformers_apt.app.requests import shown
 
 LONGEST_PATH = 4096
@@ -71,15 +71,6 @@ def problem(block: Any, value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
             return f"{shown(value)} is no example: expected 0 to {most}"
     return ""
-
-
-def is_number(value: Any) -> bool:
-    """A number that can be reckoned with; booleans are none."""
-    return (
-        not isinstance(value, bool)
-        and isinstance(value, int | float)
-        and (isinstance(value, int) or math.isfinite(value))
-    )
 
 
 def _file_problem(value: Any) -> str:

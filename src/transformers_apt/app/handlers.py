@@ -5,6 +5,8 @@ Nothing is kept per visitor: every result follows from the arguments alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -16,10 +18,21 @@ from PIL import Image
 
 from apt_code.dropping import OFF
 from apt_code.entropy_utils import IMPORTANCE_METHODS
-from apt_code.visualization import draw_tiling, highest_importance, reconstruct, shade_importance, to_picture
+from apt_code.visualization import (
+    EVERYWHERE,
+    add_scale,
+    draw_tiling,
+    highest_importance,
+    reconstruct,
+    shade_importance,
+    to_picture,
+    values_above_zero,
+)
 from transformers_apt.app.model import Answer, Answerer
+from transformers_apt.app.numbers import is_number
 from transformers_apt.app.shapes import Shapes
 from transformers_apt.models import settings as selection
+from transformers_apt.models.families import PUBLISHED, megapixels, series_of
 from transformers_apt.visualizer.files import drawing_scale
 from transformers_apt.visualizer.view import UnusableImageError, View, examine, load_picture
 
@@ -67,6 +80,7 @@ class Setting:
         thresholds: of `v1`, for cells of 2 and of 4 patches a side; `None` is the importance map's own.
         drop: `drop_tolerance`, one of `DROPS`.
         predict: `predict_tolerance`, one of `PREDICTS`.
+        most: `max_language_tokens`; `None` or 0 for no such limit, because an empty field may send 0.
     """
 
     method: str
@@ -76,6 +90,7 @@ class Setting:
     thresholds: tuple[float | None, float | None] = (None, None)
     drop: str = OFF
     predict: str = OFF
+    most: float | None = None
 
     def kwargs(self) -> dict[str, Any]:
         """Only what the method reads.
@@ -95,6 +110,7 @@ class Setting:
             "thresholds": self._thresholds(),
             "drop_tolerance": DROPS[self.drop],
             "predict_tolerance": PREDICTS[self.predict],
+            "max_language_tokens": self._most(),
         }
         used = selection.USED_BY.get(self.method, frozenset(given))
         kwargs: dict[str, Any] = {name: value for name, value in given.items() if name in used}
@@ -105,12 +121,26 @@ class Setting:
             raise UserError(f"{error}.") from error
         return kwargs
 
+    def of(self, path: str | None) -> str:
+        """A word for this setting of this photo: the same for what comes to the same, and for nothing else."""
+        return hashlib.sha256(json.dumps([path, self.kwargs()], sort_keys=True).encode()).hexdigest()[:16]
+
     def _thresholds(self) -> list[float] | None:
         """With the map's own where one was left empty; `None` where both were."""
         if self.thresholds == (None, None) or self.importance not in IMPORTANCE_METHODS:
             return None
+        for value in self.thresholds:
+            if is_number(value) and value is not None and value < 0:
+                raise UserError(f"A threshold of {value:g} keeps nothing whole; expected 0 or more.")
         own = own_thresholds(self.importance)
         return [one if given is None else given for given, one in zip(self.thresholds, own, strict=True)]
+
+    def _most(self) -> Any:
+        """A whole number comes as a float from the page's field; what is none is refused with the others."""
+        most = self.most
+        if not most:
+            return None
+        return int(most) if isinstance(most, float) and most.is_integer() else most
 
 
 def own_thresholds(importance: str) -> list[float]:
@@ -166,6 +196,15 @@ class Workbench:
         self._images = answerer.preprocessing
         size = self.image_processor.size
         longest = min(size["longest_edge"], limits.resized_pixels)
+        own = longest == size["longest_edge"]
+        #: To what an image is resized at most, and who says so.
+        self.limit = f"at most {megapixels(longest)}, " + (
+            "the limit of this model's files" if own else
+            f"this page's limit (--max-resized-megapixels); the model's files allow {megapixels(size['longest_edge'])}"
+        )  # fmt: skip
+        released = PUBLISHED[self.family].max_pixels
+        if own and longest < released:
+            self.limit += f"; released {series_of(self.family)} checkpoints allow {megapixels(released)}"
         self.image_processor.size = {"shortest_edge": size["shortest_edge"], "longest_edge": longest}
 
     @property
@@ -218,13 +257,12 @@ class Workbench:
             height, width = view.resized.shape[-2:]
             unit = IMPORTANCE_METHODS[view.settings["importance_method"]].unit
             highest = highest_importance(view.maps)
-            maps = [
-                (
-                    shade_importance(importance, side, (height, width), highest=highest, unit=unit),
-                    _caption(view, side, unit),
-                )
-                for side, importance in view.maps.items()
-            ]
+            maps = []
+            for side, importance in view.maps.items():
+                shades = shade_importance(importance, side, (height, width), highest=highest, unit=unit)
+                caption, threshold = _caption(view, side), (view.settings["thresholds"] or {}).get(side)
+                scaled = add_scale(shades, caption, highest=highest, unit=unit, threshold=threshold)
+                maps.append((scaled, caption))
             tiling = draw_tiling(view.resized, view.layout, view.patch_size, drawing_scale(view))
             seen = to_picture(reconstruct(view.resized, view.layout, view.patch_size, view.inherited))
             return Look(view, tiling, seen, maps)
@@ -279,9 +317,9 @@ class Workbench:
             raise UserError(f"{str(error).replace(str(file), file.name)}.") from error
 
 
-def _caption(view: View, side: int, unit: str) -> str:
+def _caption(view: View, side: int) -> str:
     """Of one scale's map: below what importance a cell stayed whole, or that there is nothing to see."""
     thresholds = view.settings["thresholds"] or {}
     if side in thresholds:
-        return f"{side} px: whole below {thresholds[side]:.3g} {unit}"
-    return f"{side} px" + ("" if bool(view.maps[side].any()) else ": 0 everywhere")
+        return f"{side} px: whole below {thresholds[side]:.3g}"
+    return f"{side} px" + ("" if values_above_zero(view.maps[side]) else f": {EVERYWHERE}")

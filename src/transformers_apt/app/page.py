@@ -12,14 +12,16 @@ from loguru import logger
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from transformers_apt.app import text
 from transformers_apt.app.examples import QUESTION, Example
-from transformers_apt.app.fields import guard_fields, is_number, refusal
+from transformers_apt.app.fields import guard_fields, refusal
 from transformers_apt.app.handlers import Look, Setting, UserError, Workbench, own_thresholds
+from transformers_apt.app.numbers import is_number
 from transformers_apt.app.requests import shown
 from transformers_apt.app.server import KEPT, Drawings
 from transformers_apt.models import settings as selection
 
 HINT = "Drop a photo into the frame, or pick an example."
-MAPS = "Bright cells matter most. Grey cells stick out of the image and are always split."
+LOUPE = "Point at the picture: a loupe shows this place on both sides, with the model's own pixels."
+MAPS = "Bright cells matter most, on one scale for all sizes. Grey cells stick out of the image and are always split."
 BROKEN = "Something went wrong here. The server's log says what; the rest of the page still works."
 LEFT = Setting(
     selection.RECOMMENDED[selection.METHOD],
@@ -73,7 +75,7 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
                     info=f"An estimate from the checkpoint's shape, with {text.PROMPT_TOKENS} tokens of text.",
                     elem_id="size",
                 )
-        with gr.Row():
+        with gr.Row(elem_classes="apt-pair"):
             left, right = (_panel(name, start, bench.patch_size) for name, start in (("A", LEFT), ("B", RIGHT)))
         with gr.Row(equal_height=True):
             question = gr.Textbox(
@@ -99,7 +101,7 @@ def build(bench: Workbench, examples: Sequence[Example], drawings: Drawings, mod
         gr.on([page.load, photo.change], work.show_both, everything, shown, api_name="photo", **drawing)
         size.change(work.show_both, everything, shown, api_visibility="private", **drawing)
         for name, panel in (("a", left), ("b", right)):
-            method, importance, *_, fine, coarse, _, _ = panel.controls
+            method, importance, _, _, fine, coarse, *_ = panel.controls
             seen = [method, importance, fine, coarse]
             method.change(_visible_controls, seen, panel.controls[1:], queue=False, api_visibility="private")
             importance.change(work.fresh_thresholds, importance, [fine, coarse], queue=False, api_visibility="private")
@@ -222,18 +224,29 @@ def _panel(name: str, start: Setting, patch_size: int) -> Panel:
                         ("predict", text.PREDICTS, "Leave out cells that a neighbour predicts"),
                     )
                 )
+            most = gr.Number(
+                0,
+                label="Most language tokens (0: no such limit)",
+                visible=_reads_most(start.method),
+                minimum=0,
+                precision=0,
+                elem_id=f"{prefix}-most",
+            )
         facts = gr.HTML(elem_id=f"{prefix}-facts")
         with gr.Tabs():
             with gr.Tab("Tiling"):
-                legend = gr.HTML(elem_id=f"{prefix}-legend")
                 tiling = gr.Image(**_picture("Tiling", f"{prefix}-tiling"))
+                legend = gr.HTML(elem_id=f"{prefix}-legend")
             with gr.Tab("Model's view"):
                 seen = gr.Image(**_picture("The model's view", f"{prefix}-seen"))
+                gr.HTML(text.note(LOUPE))
             with gr.Tab("Importance"):
+                maps = gr.Gallery(
+                    show_label=False, columns=2, object_fit="contain", height=600, buttons=[], elem_classes="apt-maps"
+                )
                 gr.HTML(text.note(MAPS))
-                maps = gr.Gallery(show_label=False, columns=2, object_fit="contain", height=600, buttons=[])
     return Panel(
-        [method, importance, share, multiple, *thresholds, drop, predict], [facts, legend, tiling, seen, maps]
+        [method, importance, share, multiple, *thresholds, drop, predict, most], [facts, legend, tiling, seen, maps]
     )
 
 
@@ -257,7 +270,7 @@ def _threshold(place: int, importance: str, patch_size: int) -> dict[str, Any]:
 
 
 def _visible_controls(method: str, importance: str, *thresholds: float | None) -> tuple[Any, ...]:
-    """Importance, the alpha or the thresholds that the method reads, and what is left out."""
+    """Importance, the alpha, thresholds or limit that the method reads, and what is left out."""
     for given in thresholds:
         if given is not None and not is_number(given):
             raise refusal(f"thresholds holds numbers, got {shown(given)}.")
@@ -272,6 +285,7 @@ def _visible_controls(method: str, importance: str, *thresholds: float | None) -
             for place, given in enumerate(thresholds)
         ),
         *(gr.Dropdown(visible=method != selection.OFF) for _ in range(2)),
+        gr.Number(visible=_reads_most(method)),
     )
 
 
@@ -286,6 +300,10 @@ def _share_label(method: str) -> str:
 
 def _reads_thresholds(method: str) -> bool:
     return "thresholds" in selection.USED_BY[method]
+
+
+def _reads_most(method: str) -> bool:
+    return "max_language_tokens" in selection.USED_BY[method]
 
 
 def _right_answer(example: Example | None) -> str:
@@ -308,7 +326,7 @@ class _Work:
             return [text.error(sentence), *_nothing(""), *_nothing("")]
         half = len(controls) // 2
         shown = [self.show_one(path, model, *part) for part in (controls[:half], controls[half:])]
-        return [text.describe_photo(photo), *shown[0], *shown[1]]
+        return [text.describe_photo(photo, self.bench.limit), *shown[0], *shown[1]]
 
     def fresh_thresholds(self, importance: str) -> tuple[Any, Any]:
         """For another map, whose unit is another one."""
@@ -319,8 +337,9 @@ class _Work:
         """One setting's figures and pictures."""
         if path is None:
             return _nothing("")
-        look, sentence = _guarded(lambda: self.bench.look(path, _setting(controls)))
-        return _nothing(text.error(sentence)) if look is None else self._shown(look, model)
+        setting = _setting(controls)
+        look, sentence = _guarded(lambda: self.bench.look(path, setting))
+        return _nothing(text.error(sentence)) if look is None else self._shown(look, model, setting.of(path))
 
     def answer(self, path: str | None, question: str, *controls: Any) -> Iterator[list[Any]]:
         """Both settings' answers as they come."""
@@ -335,14 +354,15 @@ class _Work:
             if piece is None:
                 return
             place, answer = piece
-            shown[1 + 2 * place : 3 + 2 * place] = answer.text, text.describe_answer(answer)
+            times = text.belonging_to(settings[place].of(path), text.describe_answer(answer))
+            shown[1 + 2 * place : 3 + 2 * place] = answer.text, times
             yield shown
 
-    def _shown(self, look: Look, model: str) -> list[Any]:
+    def _shown(self, look: Look, model: str, of: str) -> list[Any]:
         save = self.drawings.save
         maps = [(save(picture), caption) for picture, caption in look.maps]
         return [
-            text.facts(look, model, self.bench.shapes),
+            text.belonging_to(of, text.facts(look, model, self.bench.shapes)),
             text.legend(look),
             save(look.tiling),
             save(look.seen),
@@ -351,8 +371,8 @@ class _Work:
 
 
 def _setting(controls: Sequence[Any]) -> Setting:
-    method, importance, share, multiple, fine, coarse, drop, predict = controls
-    return Setting(method, importance, share, multiple, (fine, coarse), drop, predict)
+    method, importance, share, multiple, fine, coarse, drop, predict, most = controls
+    return Setting(method, importance, share, multiple, (fine, coarse), drop, predict, most)
 
 
 def _nothing(message: str) -> list[Any]:

@@ -188,6 +188,7 @@ def serve(page: Any, folder: Path, upload_bytes: int, port: int | None = None, *
     from transformers_apt.app.requests import ReadableOnly
     from transformers_apt.app.text import CSS
 
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     # waiting visitors are told so; beyond this many they are turned away
     page.queue(max_size=128, default_concurrency_limit=1)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -203,6 +204,7 @@ def serve(page: Any, folder: Path, upload_bytes: int, port: int | None = None, *
         max_file_size=upload_bytes,
         theme=theme,
         css=CSS,
+        js=script,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,

@@ -31,14 +31,27 @@ DROPS["2"] += " (recommended)"
 PREDICTS = {name: _WITHIN.get(name, f"within {name} grey levels") for name in handlers.PREDICTS}
 
 CSS = """
-.gradio-container { max-width: min(1240px, 100vw) !important; min-width: 0 !important; margin: 0 auto !important; }
+.gradio-container { width: min(1240px, 100%) !important; max-width: none !important; min-width: 0 !important;
+  margin: 0 auto !important; }
+.gradio-container main { width: 100%; }
 .apt-head h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
 .apt-head p, .apt-note { color: var(--body-text-color); opacity: .78; }
 .apt-head p { margin: 0 0 .2rem; max-width: 60rem; }
 .apt-note { font-size: .9rem; margin: .3rem 0; }
 .apt-panel h2 { font-size: 1.1rem; margin: 0; }
 .apt-controls { gap: .5rem; }
-@media (min-width: 700px) { .apt-controls { min-height: 15rem; } }
+/* controls, figures and pictures of both settings begin at the same height, whatever one of them has to say */
+@media (min-width: 700px) {
+  .apt-pair { display: grid !important; grid-template-columns: 1fr 1fr; row-gap: .5rem; }
+  .apt-panel { display: grid !important; grid-row: span 3; grid-template-rows: subgrid; min-width: 0 !important;
+    align-items: start; }
+}
+.apt-stale { opacity: .35; }
+[id^="times-"].apt-stale::after { content: "This answers another photo or another setting."; }
+.apt-maps .caption-label { display: none; }
+.apt-loupe { position: fixed; z-index: 1000; display: none; pointer-events: none; border: 2px solid #fff;
+  border-radius: .3rem; box-shadow: 0 0 0 1px #000, 0 2px 8px #0008; background-repeat: no-repeat;
+  background-color: #000; image-rendering: pixelated; }
 .apt-facts { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0 !important; }
 .apt-facts, .apt-facts tr, .apt-facts td { border: 0 !important; background: none !important; }
 .apt-facts td { padding: .2rem .4rem !important; white-space: nowrap; }
@@ -80,10 +93,11 @@ def header(model: str, family: str, patch_size: int) -> str:
     )
 
 
-def describe_photo(photo: Photo) -> str:
-    """What was taken in."""
+def describe_photo(photo: Photo, limit: str) -> str:
+    """What was taken in, and to how much it is resized at most."""
     resized = f"{photo.resized.width} × {photo.resized.height} px"
-    text = f"<b>{escape(photo.name)}</b>, {photo.size[0]} × {photo.size[1]} px. The model gets {resized}."
+    size = f"{photo.size[0]} × {photo.size[1]} px"
+    text = f"<b>{escape(photo.name)}</b>, {size}. The model gets {resized} ({escape(limit)})."
     return f'<p class="apt-note">{text}</p>'
 
 
@@ -117,6 +131,11 @@ def facts(look: Look, name: str, shapes: Shapes) -> str:
     ]  # fmt: skip
     notes = [note(text) for text in look.view.notes]
     return f'<table class="apt-facts">{"".join(rows)}</table>{"".join(notes)}'
+
+
+def belonging_to(of: str, html: str) -> str:
+    """What belongs to a setting of a photo, both in one word: `page.js` greys an answer that is of another one."""
+    return f'<div data-of="{of}">{html}</div>'
 
 
 def legend(look: Look) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from transformers_apt.cli.messages import CHECKPOINT, check_model, fail
+from transformers_apt.cli.messages import CHECKPOINT, DEVICES, DTYPES, check_choice, check_model, fail
 
 
 def app_command(
@@ -18,6 +19,9 @@ def app_command(
     dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file that may be uploaded.")] = 20,
     max_megapixels: Annotated[int, typer.Option(min=1, help="Largest image that is decoded.")] = 50,
+    max_resized_megapixels: Annotated[
+        float, typer.Option(min=0.01, help="To what an image is resized at most, if the model allows as much.")
+    ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut off.")] = 64,
     browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser.")] = False,
 ) -> None:
@@ -26,10 +30,14 @@ def app_command(
     It listens on this machine only; to reach it from another one, forward the port over SSH.
     """
     check_model(model)
+    check_choice("--device", device, DEVICES)
+    check_choice("--dtype", dtype, DTYPES)
     from transformers_apt.app import command as app_command
     from transformers_apt.app.handlers import Limits
 
     limits = Limits(upload_bytes=max_upload_mb * 1024**2, pixels=max_megapixels * 1_000_000)
+    if max_resized_megapixels != 1.0:
+        limits = replace(limits, resized_pixels=int(max_resized_megapixels * 1_000_000))
     try:
         app_command.run(model, device, dtype, port, limits, max_new_tokens, browser, print)
     except app_command.EXPECTED as error:

@@ -44,6 +44,9 @@ EXAMPLE_SETTINGS = (SETTINGS[0], SETTINGS[1], SETTINGS[8], dict(RECOMMENDED))
 recommended."""
 
 STAGES = ("preprocessing", "tower", "generate", "total")
+HEADERS = {"preprocessing": "preprocess"}
+Step = Callable[[str], None]
+"""Takes what is done next, for whoever waits."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,21 @@ class Row:
 
 
 def measure(
-    model: Any, processor: Any, image: Image.Image, prompt: str, *, max_new_tokens: int, repeats: int
+    model: Any,
+    processor: Any,
+    image: Image.Image,
+    prompt: str,
+    *,
+    ask: bool = True,
+    max_new_tokens: int,
+    repeats: int,
+    step: Step = lambda what: None,
 ) -> list[Row]:
-    """Run every setting: a warm-up, then `repeats` timed runs of each stage, interleaved so that noise hits all."""
+    """Run every setting: a warm-up, then `repeats` timed runs of each stage, interleaved so that noise hits all.
+
+    Without `ask` nothing is answered: the times are those of a prompt as long. `step` is told of each of
+    `steps(repeats)` pieces of work before it begins.
+    """
     preprocess = partial(preprocess_for, model, processor, image, prompt)
 
     def tower(inputs: Any) -> Any:
@@ -77,14 +92,19 @@ def measure(
         # the same number of tokens whatever the answer, so that the times compare
         return model.generate(**inputs, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, do_sample=False)
 
-    prepared = [preprocess(settings) for settings in SETTINGS]
-    answers = [decode_answer(model, processor, inputs, max_new_tokens) for inputs in prepared]
-    for inputs in prepared:
-        generate(inputs)  # warm-up
+    prepared, answers = [], []
+    for settings in SETTINGS:
+        step(f"{'answering' if ask else 'tiling'} under {label(settings)}")
+        prepared.append(preprocess(settings))
+        answers.append(decode_answer(model, processor, prepared[-1], max_new_tokens) if ask else "")
+    for settings, inputs in zip(SETTINGS, prepared, strict=True):
+        step(f"warming up {label(settings)}")
+        generate(inputs)
     times: list[dict[str, list[float]]] = [{stage: [] for stage in STAGES[:-1]} for _ in SETTINGS]
     with torch.inference_mode():
         for _ in range(repeats):
             for settings, inputs, found in zip(SETTINGS, prepared, times, strict=True):
+                step(f"timing {label(settings)}")
                 found["preprocessing"].append(_milliseconds(partial(preprocess, settings)))
                 found["tower"].append(_milliseconds(partial(tower, inputs)))
                 found["generate"].append(_milliseconds(partial(generate, inputs)))
@@ -95,6 +115,11 @@ def measure(
         stats = patch_stats(inputs, processor.image_processor.patch_size)[0]
         rows.append(Row(settings, stats, medians, said))
     return rows
+
+
+def steps(repeats: int) -> int:
+    """How many pieces of work `measure` tells of."""
+    return len(SETTINGS) * (2 + repeats)
 
 
 def _milliseconds(work: Callable[[], Any]) -> float:
@@ -110,25 +135,24 @@ def _wait_for_device() -> None:
         torch.accelerator.synchronize()
 
 
-def show(console: Console, rows: list[Row], expected: str | None = None) -> None:
+def show(console: Console, rows: list[Row], who: str | None = None, expected: str | None = None) -> None:
     """Print the tokens, the times with their ratio to the first row's (upstream), and what each setting answered.
 
-    `expected` is the right answer, where it is known: the others are then marked.
+    Args:
+        console: 80 columns are enough.
+        rows: what `measure` returned.
+        who: the model that answered, in words; `None` shows no answers.
+        expected: the right answer, where it is known: all are then marked.
     """
-    tokens = Table(
-        "method",
-        title="tokens in the vision tower (patches) and in the language model",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
+    tokens = _table("vision patches, and tokens of the language model")
     patch_size = min(rows[0].stats["patches_by_px"])  # upstream has no other
     sides = [patch_size * size for size in (1, 2, 4)]
-    for header in (*(f"{side} px" for side in sides), "patches", "kept", "language", "left out"):
+    for header in (*(f"{side} px" for side in sides), "patches", "kept", "tokens", "left out"):
         tokens.add_column(header, justify="right", no_wrap=True)
-    times = Table("method", title="milliseconds, median (× upstream's)", title_justify="left", box=SIMPLE_HEAD)
+    times = _table("milliseconds, median (× upstream's)")
     for stage in STAGES:
-        times.add_column(stage, justify="right", no_wrap=True)
-    answers = Table("method", "answer", title="what the model answers", title_justify="left", box=SIMPLE_HEAD)
+        times.add_column(HEADERS.get(stage, stage), justify="right", no_wrap=True)
+    answers = Table("method", "answer", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     upstream = rows[0].milliseconds
     for row in rows:
         by_px = (str(row.stats["patches_by_px"].get(side, 0)) for side in sides)
@@ -139,28 +163,37 @@ def show(console: Console, rows: list[Row], expected: str | None = None) -> None
             stats["language_tokens"],
             stats["dropped_cells"],
         )
-        tokens.add_row(label(row.settings), *by_px, *map(str, counts))
-        times.add_row(
-            label(row.settings), *(f"{ms:.0f} ({ms / upstream[s]:.2f})" for s, ms in row.milliseconds.items())
-        )
-        answers.add_row(label(row.settings), judged(row.answer, expected))
-    console.print(tokens, times, answers)
+        name = short_label(row.settings)
+        tokens.add_row(name, *by_px, *map(str, counts))
+        times.add_row(name, *(f"{ms:.0f} ({ms / upstream[s]:.2f})" for s, ms in row.milliseconds.items()))
+        answers.add_row(name, judged(row.answer, expected))
+    console.print(tokens, times)
+    if who:
+        console.print(f"Answers of {escape(who)}", answers)
+    console.print("mse: upsample_mse in place of entropy. drop: what repeats its neighbour is left out.\n")
 
 
-def show_examples(console: Console, model: Any, processor: Any, examples: Sequence[Example]) -> None:
-    """Ask each example's question under `EXAMPLE_SETTINGS`, and print the answers."""
-    table = Table("question", "right", title="the other examples", title_justify="left", box=SIMPLE_HEAD)
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    return table
+
+
+def answer_examples(model: Any, processor: Any, examples: Sequence[Example], step: Step) -> Table:
+    """Each example's question, asked under `EXAMPLE_SETTINGS`, and the answers."""
+    table = Table("question", "right", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for settings in EXAMPLE_SETTINGS:
-        table.add_column(label(settings))
+        table.add_column(short_label(settings), no_wrap=True)
     for example in examples:
+        step(f"asking about {example.image.stem}")
         image = load_photo(example.image)
         answers = (answer(model, processor, image, example.question, settings) for settings in EXAMPLE_SETTINGS)
         table.add_row(
-            f"{example.image.stem}: {example.question}",
+            example.question,
             example.answer,
             *(judged(found, example.answer) for found in answers),
         )
-    console.print(table)
+    return table
 
 
 def judged(answer: str, expected: str | None) -> str:
@@ -169,6 +202,11 @@ def judged(answer: str, expected: str | None) -> str:
     if expected is None:
         return text
     return f"[green]{text} ✓[/green]" if answer.strip() == expected else f"[red]{text} ✗[/red]"
+
+
+def short_label(settings: dict[str, Any]) -> str:
+    """The same for a column of a table: `budget 0.3 mse`."""
+    return label(settings).replace("upsample_", "").replace("off (upstream)", "off")
 
 
 def label(settings: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -11,10 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from transformers_apt.models.families import NAMES, no_such_checkpoint, series_of
+from transformers_apt.models.families import NAMES, no_such_checkpoint, no_such_family, series_of
 from transformers_apt.visualizer.names import readable
 
 BAD_INPUT = 2
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16")
 CHECKPOINT = f"Folder or hub id of a checkpoint ({', '.join(dict.fromkeys(map(series_of, NAMES)))})"
 PLAIN = {"×": "x", "…": "...", "✓": "(right)", "✗": "(wrong)", "²": "^2", "–": "-", "’": "'"}
 """For a terminal that cannot show these."""
@@ -62,6 +65,21 @@ def check_model(model: str | None) -> None:
     problem = model and no_such_checkpoint(model)
     if problem:
         raise fail(problem)
+
+
+def check_choice(option: str, value: str | None, choices: Sequence[str]) -> None:
+    """Fail at a word that is none of the choices, before anything slow is imported."""
+    if value is not None and value not in choices:
+        raise fail(f"{option} {value}: expected one of {', '.join(choices)}")
+
+
+def check_family(family: str | None, model: str | None) -> None:
+    """Fail at a family's name that is none, and where a checkpoint says which it is."""
+    if family is not None and model is not None:
+        raise fail("expected --model or --family, and not both: a checkpoint has limits of its own")
+    problem = family and no_such_family(family)
+    if problem:
+        raise fail(f"--family {problem}")
 
 
 class OneLineErrors(TyperCommand):

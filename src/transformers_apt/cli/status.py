@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from transformers_apt.cli.progress import progress
 from transformers_apt.models.families import NAMES
 
 
@@ -16,11 +17,14 @@ def status() -> None:
     """Is the patch on, for which versions, and if not, why? Exit code 1 when it is off."""
     from transformers_apt.engine import patching, startup
 
-    try:
-        # what any program does that uses one of the families, and what the start-up hook waits for
-        from transformers.models.qwen2_vl import modeling_qwen2_vl  # noqa: F401
-    except ImportError as error:
-        patching.record_failure(error)
+    if startup.is_waiting() and not startup.is_switched_off():  # else it is off, or has come on, already
+        with progress() as step:
+            step("importing transformers, to see whether the patch fits it")
+            try:
+                # what any program does that uses one of the families, and what the start-up hook waits for
+                from transformers.models.qwen2_vl import modeling_qwen2_vl  # noqa: F401
+            except ImportError as error:
+                patching.record_failure(error)
     found = patching.status()
     reason = found.reason
     if not found.active and reason is None:

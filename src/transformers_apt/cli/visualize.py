@@ -8,15 +8,30 @@ from typing import Annotated, Any
 
 import typer
 
-from transformers_apt.cli.messages import BAD_INPUT, CHECKPOINT, check_model, complain, fail
+from transformers_apt.cli.messages import (
+    BAD_INPUT,
+    CHECKPOINT,
+    DEVICES,
+    check_choice,
+    check_family,
+    check_model,
+    complain,
+    fail,
+)
+from transformers_apt.models.families import NAMES
+
+METHODS = ("v1", "v2", "budget", "joint", "fit", "off")
+MAPS = ("entropy", "laplacian", "upsample_l4", "upsample_mse")
+"""Named once more, because where they are made takes seconds to import; a test holds the two alike."""
 
 
 def number_or_off(text: str) -> float | str:
-    """What is neither is refused where settings are checked."""
+    if text == "off":
+        return text
     try:
         return float(text)
     except ValueError:
-        return text
+        raise typer.BadParameter(f"{text!r} is neither a number of grey levels nor 'off'") from None
 
 
 def visualize(
@@ -29,6 +44,13 @@ def visualize(
     ] = Path("visualizations"),
     model: Annotated[
         str | None, typer.Option(help=f"{CHECKPOINT}: use its image processor, and its settings.")
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Patch size and limits of a family's released checkpoints, without one: {', '.join(NAMES)}.",
+            show_default="upstream's class: 14 px, at most 1.0 megapixels",
+        ),
     ] = None,
     patch_size: Annotated[
         int | None, typer.Option(help="Side of the finest patch, in pixels.", show_default="14, or the model's")
@@ -45,8 +67,8 @@ def visualize(
     patch_selection_method: Annotated[
         str | None,
         typer.Option(
-            help="'v1', 'v2', 'budget', 'joint', 'fit' or 'off'.",
-            show_default="v1; off with --model of a later family",
+            help=f"One of {', '.join(METHODS)}.",
+            show_default="v1; off with a later family",
         ),
     ] = None,
     alpha: Annotated[
@@ -58,7 +80,7 @@ def visualize(
     ] = None,
     importance_method: Annotated[
         str | None,
-        typer.Option(help="'entropy', 'laplacian', 'upsample_l4' or 'upsample_mse'.", show_default="entropy"),
+        typer.Option(help=f"One of {', '.join(MAPS)}.", show_default="entropy"),
     ] = None,
     drop_tolerance: Annotated[
         Any,
@@ -72,7 +94,7 @@ def visualize(
     predict_tolerance: Annotated[
         Any,
         typer.Option(
-            parser=_number_or_off,
+            parser=number_or_off,
             metavar="NUMBER",
             help="Leave out cells whose pixels the left or upper neighbour predicts within so many grey levels.",
             show_default="off",
@@ -105,11 +127,15 @@ def visualize(
     if not os.path.exists(source):  # before anything slow is imported
         raise fail(f"{source} does not exist; expected an image file or a folder of them")
     check_model(model)
+    check_family(family, model)
+    check_choice("--patch-selection-method", patch_selection_method, METHODS)
+    check_choice("--importance-method", importance_method, MAPS)
+    check_choice("--device", device, DEVICES)
 
     from transformers_apt.visualizer import command as visualize_command
 
     try:
-        errors = visualize_command.run(source, output, model, device, given, complain)
+        errors = visualize_command.run(source, output, model, family, device, given, complain)
     except visualize_command.EXPECTED as error:
         raise fail(error) from error
     raise typer.Exit(BAD_INPUT if errors else 0)

@@ -81,8 +81,24 @@ def describe_model(name: str | None, model: Any, device: str) -> str:
         return f"{name} ({size} parameters, on {device})"
     return (
         f"the embedded model ({size} parameters, on {device}), trained on drawn scenes: it reads codes and knows "
-        "shapes and colours, nothing else"
+        "shapes and colours, nothing else. It has practised on coarse patches and on cells left out, which no "
+        "released checkpoint has"
     )
+
+
+def describe_practice(name: str | None) -> str:
+    """Who answers, and on what it was trained as far as that is known: to stand beside the answers."""
+    return "the embedded model, practised on coarse patches" if name is None else f"{name}, as it is"
+
+
+def describe_limit(processor: Any, model: Any) -> str:
+    """To what a model's own files resize an image at most, and what released checkpoints of its family allow."""
+    from transformers_apt.models.families import PUBLISHED, megapixels, series_of
+
+    own, family = processor.image_processor.size["longest_edge"], model.config.model_type
+    released = PUBLISHED[family].max_pixels
+    more = f"; released {series_of(family)} checkpoints allow {megapixels(released)}" if own < released else ""
+    return f"at most {megapixels(own)}, the limit of this model's files{more}"
 
 
 def answer(

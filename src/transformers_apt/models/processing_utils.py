@@ -51,7 +51,12 @@ class ProcessorMixin(Overlay):
                 if twice:
                     raise ValueError(f"{twice[0]} was passed twice, in images_kwargs and beside it; pass it once")
                 given = {**inner, **given}
-        merged = upstream(self, *args, **kwargs)
+        try:
+            merged = upstream(self, *args, **kwargs)
+        except TypeError as error:  # upstream's, as it is, for whoever catches it
+            if "unexpected keyword argument" in str(error) and getattr(self, "reads_patch_layouts", False):
+                error.add_note(f"The settings of adaptive patches are called {', '.join(settings.DEFAULTS)}.")
+            raise
         merged["images_kwargs"].update(given)
         return merged
 

@@ -18,6 +18,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 
 from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.visualization import (
+    EVERYWHERE,
     add_legend,
     draw_heatmap,
     draw_tiling,
@@ -27,12 +28,14 @@ from apt_code.visualization import (
     to_picture,
 )
 from transformers_apt.visualizer.names import folder_name, folder_names, longest_name, readable
+from transformers_apt.visualizer.sheet import overview
 from transformers_apt.visualizer.view import UnusableImageError, View, examine, load_picture, stats_of
 
 HEATMAPS = "01_heatmaps"
 GRID = "02_patches_grid"
 ORIGINAL = "03_original_resized"
 STATS = "stats.json"
+SHEET = "overview.jpg"
 SUMMARY = "summary.csv"
 IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -68,6 +71,7 @@ def visualize_image(
     *,
     name: str | None = None,
     notes: Sequence[str] = (),
+    limit: str | None = None,
 ) -> dict[str, Any]:
     """Write the pictures and `stats.json` of one image file to `<output>/<name>/`.
 
@@ -78,6 +82,7 @@ def visualize_image(
         device: where to compute.
         name: of the image's folder; `None` for `folder_name(path)`, the file's name without its suffix.
         notes: to go in front of the view's own.
+        limit: `describe_limit` of the processor.
 
     Returns:
         The statistics in `stats.json`.
@@ -95,7 +100,7 @@ def visualize_image(
     except ValueError as error:
         raise UnusableImageError(f"{path}: {error}") from error
     view.notes[:0] = notes
-    stats = stats_of(view, readable(path.name))
+    stats = stats_of(view, readable(path.name), limit)
     output.mkdir(parents=True, exist_ok=True)
     if name is None:
         name = folder_name(path, longest=longest_name(output))
@@ -111,6 +116,7 @@ def visualize_folder(
     device: str = "cpu",
     *,
     notes: Sequence[str] = (),
+    limit: str | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """`visualize_image` for every image file in a folder, and `<output>/summary.csv` with a line for each.
 
@@ -138,7 +144,7 @@ def visualize_folder(
     rows, found, errors = [], [], []
     for path, name in tqdm(list(zip(paths, names, strict=True)), unit="image", disable=None):
         try:
-            stats = visualize_image(path, output, processor, device, name=name, notes=notes)
+            stats = visualize_image(path, output, processor, device, name=name, notes=notes, limit=limit)
             row = _summary_row(stats, name)
         except Exception as error:  # whatever it is, there may be nothing wrong with the next one
             known = isinstance(error, UnusableImageError | FileExistsError)
@@ -197,7 +203,7 @@ def _write(view: View, stats: dict[str, Any], folder: Path) -> None:
         if side in thresholds:
             title += f"\nkept whole below {thresholds[side]:.4g} {unit} (mark on the scale)"
         elif not bool(importance.any()):
-            title += "\n0 everywhere"
+            title += f"\n{EVERYWHERE}"
         heatmap = draw_heatmap(
             importance, side, (view.resized.shape[-2], view.resized.shape[-1]),
             highest=highest, unit=unit, title=title, threshold=thresholds.get(side),
@@ -208,6 +214,7 @@ def _write(view: View, stats: dict[str, Any], folder: Path) -> None:
     legend.save(folder / GRID / "patches_visualization.jpg", **JPEG)
     seen: Image.Image = to_picture(reconstruct(view.resized, view.layout, view.patch_size, view.inherited))
     seen.save(folder / GRID / "reconstruction.jpg", **JPEG)
+    overview(view, stats, tiling, seen).save(folder / SHEET, **JPEG)
     view.original.save(folder / ORIGINAL / "original_image.jpg", **JPEG)
     to_picture(view.resized).save(folder / ORIGINAL / "resized_image.jpg", **JPEG)
     text = json.dumps(stats, indent=2, ensure_ascii=False, allow_nan=False)
@@ -240,7 +247,7 @@ def _refuse_foreign(target: Path) -> None:
     """Raise `FileExistsError` where replacing `target` would delete anything but an earlier run's files."""
     if not os.path.lexists(target):
         return
-    ours = {f"{GRID}/patches_visualization.jpg", f"{GRID}/reconstruction.jpg", STATS}
+    ours = {f"{GRID}/patches_visualization.jpg", f"{GRID}/reconstruction.jpg", STATS, SHEET}
     ours |= {f"{ORIGINAL}/original_image.jpg", f"{ORIGINAL}/resized_image.jpg"}
     foreign = [target.name]
     if target.is_dir() and not target.is_symlink():

@@ -31,7 +31,7 @@ from apt_code.selection_settings import BUDGETED, check_thresholds
 from apt_code.visualization import to_picture
 from transformers_apt.engine.patching import BASE
 from transformers_apt.models import settings as selection
-from transformers_apt.models.families import NAMES, SUPPORTED, no_such_checkpoint
+from transformers_apt.models.families import NAMES, PUBLISHED, SUPPORTED, megapixels, no_such_checkpoint
 from transformers_apt.models.reach import PATCH_SIZE
 from transformers_apt.models.stats import image_layouts
 
@@ -81,13 +81,14 @@ class View:
         return self.sizes["patch_size"]
 
 
-def load_processor(model: str | None = None, **given: Any) -> Qwen2VLImageProcessor:
+def load_processor(model: str | None = None, family: str | None = None, **given: Any) -> Qwen2VLImageProcessor:
     """The image processor of a checkpoint, or upstream's own, with the `given` sizes and selection settings.
 
     Of another family than Qwen2-VL's, patches are left as they are unless the checkpoint or `given` says otherwise.
 
     Args:
-        model: folder or hub id; `None` for upstream's defaults.
+        model: folder or hub id; `None` for upstream's class.
+        family: without a model, whose released checkpoints' patch size and limits to take; `None` for the class's.
         given: attributes to set; `None` leaves the processor's own.
 
     Raises:
@@ -99,8 +100,14 @@ def load_processor(model: str | None = None, **given: Any) -> Qwen2VLImageProces
     problem = model and no_such_checkpoint(model)
     if problem:
         raise ValueError(problem)
-    family = BASE if model is None else _family_of(model)
-    processor = Qwen2VLImageProcessor() if model is None else Qwen2VLImageProcessor.from_pretrained(model)
+    if model is not None:
+        family, processor = _family_of(model), Qwen2VLImageProcessor.from_pretrained(model)
+    elif family is not None:
+        published = PUBLISHED[family]
+        size = {"shortest_edge": published.min_pixels, "longest_edge": published.max_pixels}
+        processor = Qwen2VLImageProcessor(patch_size=published.patch_size, size=size)
+    else:
+        family, processor = BASE, Qwen2VLImageProcessor()
     for name, value in given.items():
         if value is not None:
             setattr(processor, name, value)
@@ -135,6 +142,16 @@ def _family_of(model: str) -> str:
             f"{SUPPORTED}"
         )
     return family
+
+
+def describe_limit(processor: Qwen2VLImageProcessor, model: str | None, family: str | None) -> str:
+    """To how much an image is resized at most, and who says so."""
+    whose = "upstream's class default"
+    if model is not None:
+        whose = f"the limit of {model}"
+    elif family is not None:
+        whose = f"the limit of released {NAMES[family]} checkpoints"
+    return f"at most {megapixels(processor.size['longest_edge'])}, {whose}"
 
 
 def pick_device(name: str) -> str:
@@ -279,12 +296,13 @@ def ignored_settings(method: str, given: dict[str, Any]) -> list[str]:
     return [f"{name}={given[name]} is ignored by {method!r}" for name in names]
 
 
-def stats_of(view: View, name: str) -> dict[str, Any]:
+def stats_of(view: View, name: str, limit: str | None = None) -> dict[str, Any]:
     """Everything about a view that is a number, ready for JSON.
 
     Args:
         view: what `examine` returned.
         name: of the image file.
+        limit: `describe_limit` of the processor.
     """
     layout, settings = view.layout, view.settings
     height, width = view.resized.shape[-2:]
@@ -296,6 +314,7 @@ def stats_of(view: View, name: str) -> dict[str, Any]:
         "original_size": {"width": view.original.width, "height": view.original.height},
         "resized_size": {"width": width, "height": height},
         "processor": dict(view.sizes),
+        "resize_limit": limit,
         "patch_selection_method": settings["patch_selection_method"],
         "alpha": settings["alpha"],
         "importance_method": settings["importance_method"],

@@ -27,6 +27,9 @@ def visit(browser, served):
         page.on("request", lambda request: elsewhere.append(request.url))
         page.goto(served.address)
         expect(page.locator("#a-facts")).to_contain_text("Vision patches", timeout=WAIT)
+        expect(page.locator("#b-tiling img")).to_be_visible(
+            timeout=WAIT
+        )  # from here on nothing moves under the pointer
         return page
 
     yield visit
@@ -159,3 +162,87 @@ def test_an_example_brings_its_question_at_a_phones_width(visit):
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390, part
     first, second = (page.locator(f"#{name}-tiling").bounding_box() for name in "ab")
     assert second["y"] > first["y"] + first["height"] - 1  # below each other
+
+
+def _looks_alike(page):
+    """Of both settings, where tabs begin, and the page's own width."""
+    tops = [page.locator(".apt-panel .tab-wrapper").nth(place).bounding_box()["y"] for place in (0, 1)]
+    return tops, page.locator(".gradio-container").bounding_box()["width"]
+
+
+def test_an_answer_goes_with_its_photo_and_its_setting_and_the_page_keeps_its_shape(visit, coffee):
+    page = visit()
+    widths = set()
+
+    def ask():
+        page.locator("#ask").click()
+        for name in "ab":
+            expect(page.locator(f"#times-{name}")).to_contain_text(
+                re.compile(r"In all\s*[\d.]+ m?s\s*$"), timeout=WAIT
+            )
+            assert page.locator(f"#answer-{name} textarea").input_value()
+
+    def look(*grey):
+        for name in "ab":
+            for part in ("answer", "times"):
+                classes = expect(page.locator(f"#{part}-{name}.apt-stale"))
+                classes.to_have_count(int(name in grey), timeout=WAIT)
+        (left, right), width = _looks_alike(page)
+        assert left == right
+        widths.add(width)
+
+    ask()
+    look()
+    alpha = page.locator("#a-share input[type=number]")
+    page.locator("#a-method input").click()
+    page.get_by_role("option", name=re.compile("^budget")).click()
+    look("a")
+    alpha.fill("0.01")  # a warning on one side
+    alpha.press("Enter")
+    expect(page.locator("#a-facts")).to_contain_text("smallest alpha that can be met", timeout=WAIT)
+    look("a")
+    ask()
+    look()
+    _choose(page, coffee)
+    expect(page.locator("#notice")).to_contain_text("my coffee.jpg", timeout=WAIT)
+    look("a", "b")
+    ask()
+    look()
+    page.get_by_label("Remove Image").click()
+    expect(page.locator("#notice")).to_contain_text("Drop a photo", timeout=WAIT)
+    look("a", "b")
+    assert len(widths) == 1
+
+
+def test_a_loupe_follows_the_pointer_on_both_sides(visit):
+    page = visit()
+    page.get_by_role("tab", name="Model's view").first.click()
+    for name in "ab":  # the tab of the other side opens with it
+        expect(page.locator(f"#{name}-seen img")).to_be_visible()
+        page.wait_for_function("found => document.querySelector(found).naturalWidth > 100", arg=f"#{name}-seen img")
+    loupes = page.locator(".apt-loupe")
+    expect(loupes.first).to_be_hidden()
+    page.locator("#b-seen img").hover(position={"x": 60, "y": 80})
+    for place, name in enumerate("ab"):
+        expect(loupes.nth(place)).to_be_visible()
+        shown = loupes.nth(place).evaluate("loupe => [loupe.style.backgroundImage, loupe.style.backgroundSize]")
+        image = page.locator(f"#{name}-seen img").evaluate("one => [one.src, one.naturalWidth, one.naturalHeight]")
+        assert shown == [f'url("{image[0]}")', f"{2 * image[1]}px {2 * image[2]}px"], (
+            "at twice the picture's own pixels"
+        )
+    box, lens = page.locator("#a-seen img").bounding_box(), loupes.first.bounding_box()
+    assert abs(lens["y"] + lens["height"] / 2 - box["y"] - 80) < 2, "at the same place of the other picture"
+    page.mouse.move(5, 5)
+    expect(loupes.first).to_be_hidden()
+
+
+def test_a_threshold_below_0_is_refused_in_the_panel(visit):
+    page = visit()
+    page.locator("#a-fine input").fill("-5")
+    expect(page.locator("#a-facts")).to_contain_text("A threshold of -5 keeps nothing whole", timeout=WAIT)
+    page.locator("#a-method input").click()
+    page.get_by_role("option", name=re.compile("^fit")).click()
+    expect(page.locator("#a-most input")).to_be_visible()
+    page.locator("#a-fine input").fill("16")
+    page.locator("#a-most input").fill("20")
+    expect(page.locator("#a-facts")).to_contain_text(re.compile(r"Language tokens\s*(1\d|20|\d) of"), timeout=WAIT)

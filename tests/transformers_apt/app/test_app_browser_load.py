@@ -26,7 +26,7 @@ ROUNDS = 2
 WAIT = 30_000 + 8_000 * SESSIONS
 MOST_WAITING = 128
 LIMITS = ("--max-upload-mb", "1", "--max-megapixels", "1")
-A = ["budget", "entropy", 0.3, 1.0, None, None, "off", "off"]
+A = ["budget", "entropy", 0.3, 1.0, None, None, "off", "off", None]
 PIXEL = """([found, x, y]) => {
     const image = document.querySelector(found), canvas = document.createElement("canvas");
     canvas.width = image.naturalWidth, canvas.height = image.naturalHeight;

@@ -58,7 +58,7 @@ def test_without_the_extra_one_line_names_it(monkeypatch, missing):
     ("options", "named"),
     [
         (["--dtype", "int8"], "--dtype int8: expected one of float32"),
-        (["--device", "tpu"], "device='tpu'"),
+        (["--device", "tpu"], "--device tpu: expected one of auto"),
         (["--model", "./nowhere"], "./nowhere is not a folder"),
         (["--port", "99999"], "--port"),
         (["--max-upload-mb", "0"], "--max-upload-mb"),

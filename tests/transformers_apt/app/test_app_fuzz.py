@@ -13,7 +13,7 @@ pytest.importorskip("gradio", reason="the web page needs the extra 'app'")
 from transformers_apt.app.handlers import Setting, UserError
 from transformers_apt.app.requests import BadRequestError, check_fields, parse, shown
 
-CONTROLS = ["budget", "entropy", 0.3, 1.0, None, None, "off", "off"]
+CONTROLS = ["budget", "entropy", 0.3, 1.0, None, None, "off", "off", None]
 FIELDS = {
     "photo": [{"path": None, "meta": {"_type": "gradio.FileData"}}, "2b", *CONTROLS, *CONTROLS],
     "setting_a": [{"path": None, "meta": {"_type": "gradio.FileData"}}, "2b", *CONTROLS],

@@ -17,7 +17,7 @@ from PIL import Image
 from apt_code.visualization import to_picture
 from transformers_apt.app import handlers as app_handlers
 from transformers_apt.app import text as app_text
-from transformers_apt.app.handlers import Setting, UserError
+from transformers_apt.app.handlers import Limits, Setting, UserError, Workbench
 from transformers_apt.app.shapes import Shapes
 from transformers_apt.embedded import demo_model_path
 from transformers_apt.models.families import NAMES
@@ -90,6 +90,8 @@ def test_alpha_decides_the_count_and_the_page_says_it(bench, put, astronaut):
         (Setting("v1", "entropy", 0.5, 1.0, drop="3"), "drop='3': expected one of off, 0, 1, 2, 4, 8"),
         (Setting("v1", "entropy", 0.5, 1.0, drop=2), "drop=2: expected a name"),
         (Setting("v1", "entropy", 0.5, 1.0, predict="2"), "predict='2': expected one of off, 0, 4, 8, 20"),
+        (Setting("v1", "entropy", 0.5, 1.0, (-5, None)), "A threshold of -5 keeps nothing whole; expected 0 or more."),
+        (Setting("fit", "entropy", 0.5, 1.0, most=1.5), "max_language_tokens=1.5"),
         (Setting("best", "entropy", 0.5, 1.0), "patch_selection_method='best'"),
         (Setting("budget", "beauty", 0.5, 1.0), "importance_method='beauty'"),
     ],
@@ -113,6 +115,32 @@ def test_thresholds_are_read_by_v1_alone_and_an_empty_one_is_the_maps_own():
     assert Setting("v1", "entropy", 0.5, 1.0).kwargs()["thresholds"] is None
     for method in ("budget", "joint", "v2", "off"):
         assert "thresholds" not in Setting(method, "entropy", 0.5, 1.0, ("no number", 36)).kwargs()
+
+
+def test_fit_keeps_to_a_number_of_tokens(bench, put, astronaut):
+    path = put(astronaut)
+    tokens = [
+        bench.look(path, Setting("fit", "upsample_mse", 1.0, 1.0, most=most)).view.layout.num_language_tokens
+        for most in (None, 0, 40.0)
+    ]
+    assert tokens[0] == tokens[1] > 40 >= tokens[2]
+    assert "max_language_tokens" not in Setting("v1", "entropy", 0.5, 1.0, most=40).kwargs()
+
+
+def test_the_limit_that_holds_is_named(answerer, uploads, monkeypatch):
+    size = dict(answerer.processor.image_processor.size)
+    for own, allowed, said in (
+        (
+            1_003_520,
+            2_000_000,
+            "at most 1.0 megapixels, the limit of this model's files; released Qwen2-VL checkpoints",
+        ),
+        (12_845_056, 2_000_000, "at most 2.0 megapixels, this page's limit (--max-resized-megapixels); the model's"),
+    ):
+        monkeypatch.setattr(answerer.processor.image_processor, "size", {**size, "longest_edge": own})
+        bench = Workbench(answerer, Limits(resized_pixels=allowed), (uploads,))
+        assert bench.limit.startswith(said)
+        assert bench.image_processor.size["longest_edge"] == min(own, allowed)
 
 
 def test_what_is_left_out_is_counted_and_shown(bench, put, astronaut):
@@ -338,5 +366,9 @@ def test_a_failure_before_there_are_figures_is_reported_as_it_is(bench, put, ast
 
 def test_what_a_visitor_sends_is_escaped(bench, put, astronaut):
     photo = bench.photo(put(astronaut, "<img src=x onerror=alert(1)>.png"))
-    for said in (app_text.describe_photo(photo), app_text.error(photo.name), app_text.header("<b>", "qwen2_vl", 14)):
+    for said in (
+        app_text.describe_photo(photo, "<limit>"),
+        app_text.error(photo.name),
+        app_text.header("<b>", "qwen2_vl", 14),
+    ):
         assert "<img" not in said and "<b>" not in said.replace("<b>&lt;", "")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 SESSIONS = 50
-A = ["budget", "upsample_mse", 0.3, 1.0, None, None, "off", "off"]
-B = ["off", "entropy", 0.3, 1.0, None, None, "off", "off"]
+A = ["budget", "upsample_mse", 0.3, 1.0, None, None, "off", "off", None]
+B = ["off", "entropy", 0.3, 1.0, None, None, "off", "off", None]
 
 
 def resident():

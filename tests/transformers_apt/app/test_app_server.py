@@ -10,8 +10,8 @@ from PIL import Image
 
 from transformers_apt.app.server import Drawings
 
-A = ["budget", "entropy", 0.3, 1.0, None, None, "off", "off"]
-B = ["off", "entropy", 0.3, 1.0, None, None, "off", "off"]
+A = ["budget", "entropy", 0.3, 1.0, None, None, "off", "off", None]
+B = ["off", "entropy", 0.3, 1.0, None, None, "off", "off", None]
 
 
 def test_it_listens_on_this_machine_only_and_shares_nothing(served):
@@ -64,11 +64,11 @@ def test_no_other_host_is_asked(served):
 @pytest.mark.parametrize(
     ("controls", "named"),
     [
-        (["budget", "entropy", 1.5, 1.0, None, None, "off", "off"], "1.5 is greater than maximum"),
-        (["v2", "entropy", 0.5, -1.0, None, None, "off", "off"], "-1.0 is less than minimum"),
-        (["best", "entropy", 0.5, 1.0, None, None, "off", "off"], "best is not in the list of choices"),
-        (["v1", "entropy", 0.5, 1.0, None, None, "3", "off"], "3 is not in the list of choices"),
-        (["v1", "entropy", 0.5, 1.0, None, None, "2", "3"], "3 is not in the list of choices"),
+        (["budget", "entropy", 1.5, 1.0, None, None, "off", "off", None], "1.5 is greater than maximum"),
+        (["v2", "entropy", 0.5, -1.0, None, None, "off", "off", None], "-1.0 is less than minimum"),
+        (["best", "entropy", 0.5, 1.0, None, None, "off", "off", None], "best is not in the list of choices"),
+        (["v1", "entropy", 0.5, 1.0, None, None, "3", "off", None], "3 is not in the list of choices"),
+        (["v1", "entropy", 0.5, 1.0, None, None, "2", "3", None], "3 is not in the list of choices"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_the_server(served, encoded, controls, named):
@@ -88,7 +88,7 @@ def test_a_setting_out_of_range_is_refused_by_the_server(served, encoded, contro
 )
 def test_thresholds_that_are_none_are_one_sentence(served, encoded, thresholds, named):
     (path,) = served.upload("photo.png", encoded(112, 112)).json()
-    kind, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds, "off", "off")
+    kind, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds, "off", "off", None)
     assert kind == "complete" and named in html.unescape(told[0]) and told[1:4] == ["", None, None]
 
 
@@ -96,11 +96,11 @@ def test_thresholds_are_v1s_and_an_empty_one_is_the_maps_own(served, encoded):
     (path,) = served.upload("photo.png", encoded(168, 168)).json()
     captions = {}
     for thresholds in ((36, 36), (36, None), (None, None)):
-        _, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds, "off", "off")
+        _, told = served.call("setting_a", path, "2b", "v1", "upsample_mse", 0.5, 1.0, *thresholds, "off", "off", None)
         captions[thresholds] = [entry["caption"] for entry in told[4]][1:]
-    assert captions[36, 36] == ["28 px: whole below 36 grey levels²", "56 px: whole below 36 grey levels²"]
-    assert captions[36, None] == ["28 px: whole below 36 grey levels²", "56 px: whole below 16 grey levels²"]
-    assert captions[None, None] == ["28 px: whole below 16 grey levels²", "56 px: whole below 16 grey levels²"]
+    assert captions[36, 36] == ["28 px: whole below 36", "56 px: whole below 36"]
+    assert captions[36, None] == ["28 px: whole below 36", "56 px: whole below 16"]
+    assert captions[None, None] == ["28 px: whole below 16", "56 px: whole below 16"]
 
 
 def test_inline_data_cannot_take_the_files_place(served, encoded):

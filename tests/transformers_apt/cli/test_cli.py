@@ -9,17 +9,20 @@ import pytest
 from typer.testing import CliRunner
 
 import transformers_apt
+from apt_code.importance import IMPORTANCE_METHODS
 from transformers_apt import embedded
-from transformers_apt.cli import comparison
+from transformers_apt.cli import comparison, visualize
 from transformers_apt.cli.main import app, main
 from transformers_apt.cli.messages import BAD_INPUT
+from transformers_apt.cli.progress import progress
 from transformers_apt.embedded import asking
 from transformers_apt.engine import patching, startup
-from transformers_apt.models import reach
+from transformers_apt.models import reach, settings
 from transformers_apt.models.families import NAMES
 from transformers_apt.models.families import SUPPORTED as SUPPORTED
 
 runner = CliRunner(env={"COLUMNS": "200"})
+NARROW = {"COLUMNS": "80"}
 
 
 def test_status_on():
@@ -77,14 +80,14 @@ def test_demo_on_a_checkpoint_and_an_image(folder, family, processor, half_plain
     assert "random" not in result.stdout
     lines = [line.split() for line in result.stdout.splitlines()]
     full = int(processor.image_processor(images=half_plain, **few[0])["image_grid_thw"].prod())
-    assert ["off", "(upstream)", str(full), "0", "0", str(full), "100%", str(full // 4), "0"] in lines
+    assert ["off", str(full), "0", "0", str(full), "100%", str(full // 4), "0"] in lines
     patch_size = processor.image_processor.patch_size
     assert any(" ".join(f"{patch_size * size} px" for size in (1, 2, 4)) in " ".join(line) for line in lines)
     assert ("off by default" in result.stdout) == (family != "qwen2_vl")
-    assert any(line[:2] == ["off", "(upstream)"] and line[3::2] == ["(1.00)"] * 4 for line in lines)
+    assert any(line[:1] == ["off"] and line[2::2] == ["(1.00)"] * 4 for line in lines)
     assert any(line[:2] == ["budget", "0.3"] and line[6:7] in (["29%"], ["30%"]) for line in lines)
     assert any(line[:2] == ["budget", "0.3"] and len(line) == 10 for line in lines)
-    assert "what the model answers" in result.stdout
+    assert f"Answers of {folder}, as it is" in result.stdout.replace("\n", "")
     assert "✓" not in result.stdout and "✗" not in result.stdout, "no one knows what is right here"
 
 
@@ -99,6 +102,42 @@ def test_demo_reads_the_embedded_examples(monkeypatch):
     assert "✗" not in result.stdout
     assert result.stdout.count(f" {first.answer} ✓") == 2
     assert result.stdout.count("✓") == 2 * (1 + len(others))
+
+
+def test_a_photo_of_ones_own_is_not_shown_to_a_model_that_knows_nothing_of_it(half_plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "decode_answer", lambda *args: pytest.fail("it was asked"))
+    half_plain.save(tmp_path / "photo.png")
+    result = runner.invoke(app, ["demo", str(tmp_path / "photo.png"), "--repeats", "1", "--device", "cpu"], env=NARROW)
+    assert result.exit_code == 0, result.output
+    assert "so it was not asked" in " ".join(result.stdout.split()) and "Answers of" not in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    table = result.stdout.split("vision patches, and tokens")[1].split("mse: upsample")[0]
+    rows = [line for line in table.splitlines() if line[1:2].isalpha()]
+    labels = [*map(comparison.short_label, comparison.SETTINGS)]
+    assert [name for line in rows if (name := line.split("  ")[0].strip()) in labels] == 2 * labels, "one line each"
+
+
+def test_work_is_seen_on_a_terminal_and_nowhere_else(monkeypatch, capsys):
+    steps = ["loading", "timing"]
+    for terminal in (True, False):
+        monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
+        monkeypatch.setenv("FORCE_COLOR", "1") if terminal else monkeypatch.delenv("FORCE_COLOR")
+        with progress(len(steps)) as step:
+            for what in steps:
+                step(what)
+        out, err = capsys.readouterr()
+        assert out == "" and (steps[1] in err) == terminal
+    seen = []
+    monkeypatch.setattr(comparison, "SETTINGS", ({"patch_selection_method": "off"},))
+    model, processor = asking.load_checkpoint(None, "cpu", "float32")
+    image = asking.load_photo(embedded.examples()[0].image)
+    comparison.measure(model, processor, image, "Read the code.", max_new_tokens=1, repeats=2, step=seen.append)
+    assert len(seen) == comparison.steps(2) == 4
+
+
+def test_the_version():
+    result = runner.invoke(app, ["--version"])
+    assert result.exit_code == 0 and result.stdout == f"transformers-apt {transformers_apt.__version__}\n"
 
 
 def test_demo_marks_a_wrong_answer_and_prints_any_answer():
@@ -129,7 +168,7 @@ def test_an_installation_without_its_files_says_so(monkeypatch, tmp_path):
         (["--colour"], "No such option: --colour"),
         (["--image", __file__], "cannot be read as an image"),
         (["--model", "/nowhere/checkpoint"], "/nowhere/checkpoint is not a folder"),
-        (["--dtype", "int8"], "--dtype int8: expected float32"),
+        (["--dtype", "int8"], "--dtype int8: expected one of float32"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(options, message):
@@ -145,7 +184,9 @@ def test_bad_input_is_one_line_and_exit_code_2(options, message):
     [
         *(["demo", "missing.jpg"], ["demo", "--image", "missing.jpg"], ["demo", "--model", "./missing"]),
         *(["demo", "--dtype", "int8"], ["visualize", "missing.jpg"], ["visualize", ".", "--model", "/missing"]),
-        ["app", "--model", "~/missing"],
+        *(["app", "--model", "~/missing"], ["app", "--dtype", "int8"], ["visualize", ".", "--family", "missing"]),
+        *(["visualize", ".", f"--{name}", "missing"] for name in ("patch-selection-method", "importance-method")),
+        *(["visualize", ".", "--drop-tolerance", "missing"], ["visualize", ".", "--device", "missing"]),
     ],
 )
 def test_what_is_not_there_is_said_before_anything_slow_is_imported(arguments, tmp_path):
@@ -157,6 +198,14 @@ def test_what_is_not_there_is_said_before_anything_slow_is_imported(arguments, t
     assert result.returncode == BAD_INPUT and result.stderr.count("\n") == 1, result.stderr
     assert "missing" in result.stderr or "int8" in result.stderr
     assert not {"torch", "transformers", "gradio", "matplotlib"} & set(result.stdout.split())
+
+
+def test_status_of_what_is_switched_off_needs_no_import():
+    script = "import sys\nfrom transformers_apt.cli.main import main\ntry: main()\nfinally: print(*sys.modules)"
+    environment = {**os.environ, startup.SWITCH: "0"}
+    result = subprocess.run([sys.executable, "-c", script, "status"], capture_output=True, text=True, env=environment)
+    assert result.returncode == 1 and "TRANSFORMERS_APT=0 switches it off" in " ".join(result.stdout.split())
+    assert not {"torch", "transformers"} & set(result.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["app", "--help"], ["status"]])
@@ -228,6 +277,12 @@ def test_main_is_the_installed_command(monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 0
+
+
+def test_the_choices_are_the_settings_own():
+    assert sorted(visualize.METHODS) == sorted(settings.USED_BY) and sorted(visualize.MAPS) == sorted(
+        IMPORTANCE_METHODS
+    )
 
 
 def test_labels():

@@ -8,6 +8,8 @@ import torch
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil, Qwen2VLProcessor
 from transformers.utils import logging as transformers_logging
 
+from transformers_apt.models.settings import DEFAULTS
+
 BACKENDS = [Qwen2VLImageProcessor, Qwen2VLImageProcessorPil]
 
 
@@ -129,3 +131,11 @@ def test_subclasses_get_adaptive_patches_only_when_asked(processor, prompt, half
     assert "image_patch_layout" in third(images=half_plain, text=prompt(), images_kwargs=asked)
     third.image_processor.patch_selection_method = "budget"
     assert "image_patch_layout" in third(images=half_plain, text=prompt())
+
+
+def test_a_name_that_is_none_of_the_settings_brings_their_names(processor, prompt, half_plain):
+    """Upstream's own error, with a note."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'method'") as caught:
+        processor(images=half_plain, text=prompt(), images_kwargs={"method": "budget"})
+    (note,) = caught.value.__notes__
+    assert all(name in note for name in DEFAULTS)

@@ -46,8 +46,8 @@ def _empty_folder(photo):
         (Path, ["--patch-selection-method", "budget", "--alpha", "1.5"], "alpha=1.5 with 'budget'"),
         (Path, ["--patch-selection-method", "v2", "--alpha", "-1"], "alpha=-1.0 with 'v2'"),
         (Path, ["--alpha", "much"], "Invalid value for '--alpha': "),
-        (Path, ["--patch-selection-method", "v3"], "patch_selection_method='v3': expected one of"),
-        (Path, ["--importance-method", "beauty"], "importance_method='beauty': expected one of"),
+        (Path, ["--patch-selection-method", "v3"], "--patch-selection-method v3: expected one of v1, v2"),
+        (Path, ["--importance-method", "beauty"], "--importance-method beauty: expected one of entropy"),
         (Path, ["--thresholds", "nan", "2"], "holds NaN"),
         (Path, ["--thresholds", "3", "low"], "Invalid value for '--thresholds': "),
         (Path, ["--thresholds", "3"], "Invalid value for '--thresholds': "),  # takes --device for the second
