@@ -49,7 +49,7 @@ CSS = """
 .apt-stale { opacity: .35; }
 [id^="times-"].apt-stale::after { content: "This answers another photo or another setting."; }
 .apt-maps .caption-label { display: none; }
-.apt-loupe { position: fixed; z-index: 1000; display: none; pointer-events: none; border: 2px solid #fff;
+.apt-loupe { position: fixed; z-index: 1000; display: none; pointer-events: none; border: 2px solid #fff; margin: -2px;
   border-radius: .3rem; box-shadow: 0 0 0 1px #000, 0 2px 8px #0008; background-repeat: no-repeat;
   background-color: #000; image-rendering: pixelated; }
 .apt-facts { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0 !important; }
