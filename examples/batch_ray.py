@@ -283,7 +283,7 @@ def settings_of(options: dict[str, Any]) -> dict[str, Any]:
     """
     from transformers_apt.models.settings import ASKS_FOR, DEFAULTS, FIT, METHOD, RECOMMENDED, USED_BY, check_selection
 
-    given = {name: options[name] for name in DEFAULTS if options[name] is not None}
+    given = {name: options[name] for name in DEFAULTS if options.get(name) is not None}
     if METHOD not in given:
         asks_for_fit = any(ASKS_FOR.get(name) == FIT for name in given)
         given = ({METHOD: FIT} if asks_for_fit else dict(RECOMMENDED)) | given
@@ -319,6 +319,9 @@ def main(
     ] = None,
     thresholds: Annotated[tuple[float, float] | None, typer.Option(help="Of v1 and fit.")] = None,
     drop_tolerance: Annotated[
+        Any, typer.Option(parser=number_or_off, metavar="NUMBER", help="Grey levels, or 'off'.")
+    ] = None,
+    predict_tolerance: Annotated[
         Any, typer.Option(parser=number_or_off, metavar="NUMBER", help="Grey levels, or 'off'.")
     ] = None,
     max_language_tokens: Annotated[int | None, typer.Option(help="For fit: the most of an image.")] = None,

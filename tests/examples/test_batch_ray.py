@@ -1,5 +1,6 @@
 """The batch job: what is to do, what is done, and two actors that do it."""
 
+import inspect
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from transformers_apt.embedded import examples
-from transformers_apt.models.settings import RECOMMENDED
+from transformers_apt.models.settings import DEFAULTS, RECOMMENDED
 
 pytest.importorskip("ray", reason="the batch job needs the extra `ray`: make test-vllm has it")
 import batch_files
@@ -31,8 +32,7 @@ def rows(*names, prompt=QUESTION):
 
 
 def options(**given):
-    names = ("patch_selection_method", "alpha", "importance_method", "thresholds", "drop_tolerance")
-    return dict.fromkeys((*names, "max_language_tokens")) | given
+    return dict.fromkeys(DEFAULTS) | given
 
 
 # ---------------------------------------------------------------- what there is to do
@@ -78,6 +78,11 @@ def test_files_of_prompts_that_cannot_be_used(tmp_path, name, text, sentence):
 def test_only_what_is_missing_and_that_once():
     wanted = [*rows("a", "b", "a"), *rows("a", prompt="Why?")]
     assert batch_files.missing(wanted, rows("b")) == [*rows("a"), *rows("a", prompt="Why?")]
+
+
+def test_every_setting_is_an_option():
+    missing = DEFAULTS.keys() - inspect.signature(batch_ray.main).parameters.keys()
+    assert missing == {"patch_parts"}, "a branch beside the checkpoint asks for these by itself"
 
 
 def test_settings_that_are_recommended_changed_or_refused():
