@@ -207,7 +207,7 @@ def measure(server: Server, options: argparse.Namespace, first: int) -> list[dic
                 "requests/s": len(timings) / seconds,
                 "TTFT p50 s": statistics.median(firsts),
                 "TTFT p99 s": firsts[min(len(firsts) - 1, int(0.99 * len(firsts)))],
-                "prompt tokens": statistics.mean(timing.prompt for timing in timings),
+                "prompt tokens": statistics.fmean(timing.prompt for timing in timings),
                 "memory GiB": peaks.memory / 2**30,
                 "KV cache used %": 100 * peaks.cache,
             }
@@ -222,7 +222,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         base = None
         for case in dict.fromkeys(row["case"] for row in rows):
             chosen = [row for row in rows if (row["case"], row["load"]) == (case, load)]
-            numbers = [key for key, value in chosen[0].items() if isinstance(value, float)]
+            numbers = [key for key in chosen[0] if key not in ("case", "load", "round")]
             median = {key: statistics.median(row[key] for row in chosen) for key in numbers}
             base = base or median
             found.append(
