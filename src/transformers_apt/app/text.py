@@ -27,7 +27,7 @@ METHODS = (
 
 _WITHIN = {"off": "no", "0": "if equal", "1": "within 1 grey level"}
 DROPS = {name: _WITHIN.get(name, f"within {name} grey levels") for name in handlers.DROPS}
-DROPS["2"] += " (recommended)"
+DROPS["2"] = "within 2 (recommended)"  # the field has no room for more
 PREDICTS = {name: _WITHIN.get(name, f"within {name} grey levels") for name in handlers.PREDICTS}
 
 CSS = """
@@ -62,7 +62,8 @@ CSS = """
 .apt-facts tr.main td { font-size: 1.15rem; }
 .apt-bar { height: .6rem; border-radius: .3rem; background: var(--border-color-primary); overflow: hidden; }
 .apt-bar i { display: block; height: 100%; background: var(--primary-500); }
-@media (max-width: 500px) { .apt-facts td.bar { display: none; } .apt-facts tr.main td { font-size: 1rem; } }
+@media (max-width: 1100px) { .apt-facts td.bar { display: none; } }
+@media (max-width: 500px) { .apt-facts tr.main td { font-size: 1rem; } }
 .apt-error { border-left: 4px solid #d33; padding: .5rem .75rem; background: #d3333318; border-radius: .25rem; }
 .apt-legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .95rem; }
 .apt-legend i { display: inline-block; width: .85rem; height: .85rem; margin-right: .4rem; vertical-align: -.1rem;
