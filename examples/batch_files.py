@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.json
 import pyarrow.parquet
 
-from transformers_apt.visualizer.files import IMAGE_SUFFIXES
+from transformers_apt.visualizer.files import image_files
 
 JOB = "_job.json"
 """What made the answers of a folder. Readers of Parquet pass over names that begin like this."""
@@ -29,11 +29,7 @@ def images_in(folder: Path) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    named = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    found = sorted(path.relative_to(folder).as_posix() for path in named if path.name[0] != "." and path.is_file())
-    if not found:
-        raise ValueError(f"{folder} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
+    return sorted(path.relative_to(folder).as_posix() for path in image_files(folder, folder.rglob("*")))
 
 
 def rows_of(prompts: Path, default: str | None) -> list[Row]:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,19 @@ def visualize_image(
     return stats
 
 
+def image_files(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Those of a folder's paths that are image files by their names, and not hidden.
+
+    Raises:
+        ValueError: there is none.
+    """
+    named = (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = [path for path in named if not path.name.startswith(".") and os.path.isfile(path)]
+    if not found:
+        raise ValueError(f"{folder} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return found
+
+
 def visualize_folder(
     folder: Path,
     output: Path,
@@ -132,10 +145,7 @@ def visualize_folder(
     """
     from tqdm.auto import tqdm
 
-    named = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    paths = sorted(path for path in named if not path.name.startswith(".") and os.path.isfile(path))
-    if not paths:
-        raise ValueError(f"{folder} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    paths = sorted(image_files(folder, folder.iterdir()))
     import_matplotlib()
     output.mkdir(parents=True, exist_ok=True)
     table = output / SUMMARY
