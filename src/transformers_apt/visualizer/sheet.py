@@ -83,6 +83,8 @@ def describe_settings(stats: dict[str, Any]) -> str:
         words += [f"whole below {value:.4g} at {side} px" for side, value in stats["thresholds"].items()]
     if stats["drop_tolerance"] is not None:
         words.append(f"left out within {stats['drop_tolerance']:g} grey levels")
+    if stats["predict_tolerance"] is not None:
+        words.append(f"left out where predicted within {stats['predict_tolerance']:g}")
     if "max_language_tokens" in used and stats["max_language_tokens"] is not None:
         words.append(f"at most {stats['max_language_tokens']} language tokens")
     return "     ".join(words)
