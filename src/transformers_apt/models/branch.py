@@ -63,9 +63,8 @@ class PatchBranch(nn.Module):
             chosen = (sizes == size).nonzero().squeeze(1)
             index = (ends[chosen] - size**2).unsqueeze(1) + torch.arange(size**2, device=sizes.device)
             square = rearrange(parts[index.to(parts.device)], "k (h w) d -> k d h w", h=size)
-            square = (
-                square.contiguous()
-            )  # else the weights' gradients come in another order of memory than the weights
+            # or the weights' gradients would come in another order of memory than the weights
+            square = square.contiguous()
             while square.shape[-1] > 1:
                 square = self.conv(square)
             order.append(chosen)
@@ -181,8 +180,8 @@ def tie(tower: Any, output: Any) -> Any:
     pooled = getattr(output, "pooler_output", None)
     if pooled is None:
         return output
-    nothing = torch.empty(0, dtype=torch.int64)
+    nothing = torch.empty(0, dtype=torch.int64, device="cpu")
     parts = pooled.new_empty(0, tower.patch_embed.embed_dim)
-    added = branch(parts, nothing.cpu()).reshape(0, pooled.shape[1]).to(pooled)
+    added = branch(parts, nothing).reshape(0, pooled.shape[1]).to(pooled)
     output.pooler_output = pooled.index_add(0, nothing.to(pooled.device), added)
     return output
