@@ -67,7 +67,8 @@ class Good:
             facts = f"Vision patches{shown:,} of {full:,}"  # the text alone has nothing between two cells
             expect(page.locator(f"#{panel}-facts")).to_contain_text(facts, timeout=WAIT)
             loaded = f"#{panel}-tiling img"
-            expect(page.locator(loaded)).to_be_visible(timeout=WAIT)
+            # far down the page, and a browser loads it only when it comes near
+            page.locator(loaded).scroll_into_view_if_needed(timeout=WAIT)
             page.wait_for_function("found => document.querySelector(found).naturalWidth > 0", arg=loaded, timeout=WAIT)
             # in the middle of a 14-px patch, where no border is drawn
             colour = page.evaluate(PIXEL, [loaded, 21 / width, 21 / height])
@@ -243,6 +244,8 @@ def test_a_full_queue_turns_a_visitor_away_in_words_and_takes_them_later(browser
     page.goto(served.address)
     expect(page.locator("#b-facts")).to_contain_text("Vision patches", timeout=WAIT)
     page.get_by_label("Remove Image").click()
+    # or this would wait in the queue too, and what comes next wait for it
+    expect(page.locator("#notice")).to_contain_text("Drop a photo", timeout=WAIT)
     mine = Good(7)
     upload = {"name": mine.name, "mimeType": "image/png", "buffer": mine.content}
     with answerer.preprocessing:  # the first caller waits for it, and all others for the first
