@@ -42,17 +42,20 @@
   for (const name of ["pointermove", "pointerdown"]) document.addEventListener(name, follow);
   for (const name of ["pointerleave", "scroll"]) document.addEventListener(name, hide, true);
 
-  // an answer belongs to a photo and a setting: it is grey where the figures above are of others, or not there
+  // an answer belongs to a photo, a setting and a question: it is grey where those on the page are others, or not there
   const greyAnswers = () => {
+    const question = document.querySelector("#question textarea, #question input")?.value.trim();
     for (const name of ["a", "b"]) {
       const shown = document.querySelector(`#${name}-facts [data-of]`)?.dataset.of;
-      const answered = document.querySelector(`#times-${name} [data-of]`)?.dataset.of;
+      const answered = document.querySelector(`#times-${name} [data-of]`)?.dataset;
+      const stale = Boolean(answered) && (answered.of !== shown || answered.question.trim() !== question);
       for (const part of [`#answer-${name}`, `#times-${name}`]) {
-        document.querySelector(part)?.classList.toggle("apt-stale", Boolean(answered) && answered !== shown);
+        document.querySelector(part)?.classList.toggle("apt-stale", stale);
       }
     }
   };
   new MutationObserver(greyAnswers).observe(document.body, { childList: true, subtree: true, characterData: true });
+  document.addEventListener("input", greyAnswers);
 
   // a tab opened on one side opens on the other, so that like stands beside like
   document.addEventListener("click", (event) => {

@@ -354,7 +354,7 @@ class _Work:
             if piece is None:
                 return
             place, answer = piece
-            times = text.belonging_to(settings[place].of(path), text.describe_answer(answer))
+            times = text.belonging_to(settings[place].of(path), text.describe_answer(answer), question)
             shown[1 + 2 * place : 3 + 2 * place] = answer.text, times
             yield shown
 

@@ -47,7 +47,7 @@ CSS = """
     align-items: start; }
 }
 .apt-stale { opacity: .35; }
-[id^="times-"].apt-stale::after { content: "This answers another photo or another setting."; }
+[id^="times-"].apt-stale::after { content: "This answers another photo, setting or question."; }
 .apt-maps .caption-label { display: none; }
 .apt-loupe { position: fixed; z-index: 1000; display: none; pointer-events: none; border: 2px solid #fff; margin: -2px;
   border-radius: .3rem; box-shadow: 0 0 0 1px #000, 0 2px 8px #0008; background-repeat: no-repeat;
@@ -134,9 +134,13 @@ def facts(look: Look, name: str, shapes: Shapes) -> str:
     return f'<table class="apt-facts">{"".join(rows)}</table>{"".join(notes)}'
 
 
-def belonging_to(of: str, html: str) -> str:
-    """What belongs to a setting of a photo, both in one word: `page.js` greys an answer that is of another one."""
-    return f'<div data-of="{of}">{html}</div>'
+def belonging_to(of: str, html: str, question: str | None = None) -> str:
+    """What belongs to a setting of a photo, both in one word, and an answer's to its question.
+
+    `page.js` greys an answer that is of others than those on the page.
+    """
+    asked = "" if question is None else f' data-question="{escape(question)}"'
+    return f'<div data-of="{of}"{asked}>{html}</div>'
 
 
 def legend(look: Look) -> str:

@@ -168,7 +168,7 @@ def _looks_alike(page):
     return tops, page.locator(".gradio-container").bounding_box()["width"]
 
 
-def test_an_answer_goes_with_its_photo_and_its_setting_and_the_page_keeps_its_shape(visit, coffee):
+def test_an_answer_goes_with_its_photo_setting_and_question_and_the_page_keeps_its_shape(visit, coffee):
     page = visit()
     widths = set()
 
@@ -205,6 +205,12 @@ def test_an_answer_goes_with_its_photo_and_its_setting_and_the_page_keeps_its_sh
     expect(page.locator("#notice")).to_contain_text("my coffee.jpg", timeout=WAIT)
     look("a", "b")
     ask()
+    look()
+    question = page.locator("#question textarea, #question input")
+    asked = question.input_value()
+    question.fill("Read the code twice.")
+    look("a", "b")
+    question.fill(f" {asked} ")  # which is asked as it was
     look()
     page.get_by_label("Remove Image").click()
     expect(page.locator("#notice")).to_contain_text("Drop a photo", timeout=WAIT)
