@@ -339,6 +339,11 @@ def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.
     return torch.from_numpy(image.astype(np.uint8))
 
 
+def pictures(height: int, width: int, batch: int = 2, channels: int = 3) -> torch.Tensor:
+    """`(batch, c, H, W)`, each another picture."""
+    return torch.stack([picture(height, width, channels, seed) for seed in range(batch)])
+
+
 def assert_same_maps(got: dict[int, torch.Tensor], expected: dict[int, torch.Tensor]) -> None:
     assert got.keys() == expected.keys()
     for side in got:

@@ -1,15 +1,15 @@
 """The start-up hook in real, fresh Python processes, with the real transformers."""
 
 import json
-import os
-import site
-import statistics
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+
+from tests.transformers_apt.engine.fresh_python import environment, joined, run, said
+
+pytestmark = pytest.mark.usefixtures("installed")
 
 SOURCE = Path(__file__).parents[3] / "src"
 QWEN2_VL = "transformers.models.qwen2_vl"
@@ -26,32 +26,6 @@ REPORT = f"""
 """
 ON = {"patched": "True", "active": "True", "reason": "None", "waiting": "False"}
 OFF = {"patched": "False", "active": "False", "reason": "None", "waiting": "False"}
-
-
-def joined(*parts: str) -> str:
-    return "\n".join(textwrap.dedent(part) for part in parts)
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """This process's, but nothing except `variables` speaks to the hook, to site or to warnings."""
-    unwanted = ("TRANSFORMERS_APT", "COV_", "COVERAGE_", "PYTHONWARNINGS", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
-    return inherited | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **variables}
-
-
-def run(*parts: str, flags: tuple[str, ...] = (), **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a new Python of this environment."""
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", joined(*parts)],
-        capture_output=True,
-        text=True,
-        env=environment(**variables),
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
 
 # A new Python that has imported what takes seconds (but no Qwen2-VL) and then forks once for each request.
 NURSERY = """
@@ -105,18 +79,6 @@ def fork():
     yield run_in_a_fork
     nursery.stdin.close()
     nursery.wait(timeout=60)
-
-
-def said(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    return dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed():
-    if not any((Path(folder) / "transformers_apt.pth").exists() for folder in site.getsitepackages()):
-        pytest.fail(
-            "transformers_apt.pth is not in site-packages: the package is not installed here. Run `make venv`."
-        )
 
 
 # On ----------------------------------------------------------------------------------------------------------------
@@ -355,52 +317,7 @@ def test_upstreams_own_import_error_passes_through(fork):
     assert done.stderr == ""
 
 
-# Cheap -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_program_without_transformers_loads_nothing_more():
-    done = run(
-        """
-        import sys
-        ours = sorted(name for name in sys.modules if name.startswith(("transformers", "apt_code")))
-        print("ours:", ours)
-        print("heavy:", [name for name in ("torch", "numpy", "typing", "inspect", "re") if name in sys.modules])
-        """,
-        flags=("-I",),
-    )
-    assert said(done) == {
-        "ours": "['transformers_apt', 'transformers_apt.engine', 'transformers_apt.engine.finder', "
-        "'transformers_apt.engine.startup']",
-        "heavy": "[]",
-    }
-
-
 def test_the_package_gone_but_the_file_left_behind():
     """A moved checkout must not make every Python of the environment print a traceback."""
     done = run((SOURCE / "transformers_apt.pth").read_text(), flags=("-S", "-I"))
     assert done.stdout == done.stderr == ""
-
-
-def test_costs_less_than_3_ms(tmp_path):
-    """The line of the .pth, timed once per process: what site has loaded already is, and nothing else."""
-    folders = [path for path in sys.path if path]
-    code = f"""
-        import os, site, sys, time
-        sys.path[:] = {folders!r}
-        line = {(SOURCE / "transformers_apt.pth").read_text()!r}
-        start = time.perf_counter()
-        exec(line)
-        print("ms:", 1000 * (time.perf_counter() - start))
-        assert any(type(finder).__name__ == "PostImportFinder" for finder in sys.meta_path)
-        """
-
-    def cost() -> float:
-        return float(said(run(code, flags=("-S",), PYTHONPYCACHEPREFIX=str(tmp_path)))["ms"])
-
-    cost()  # compiles, as an installation does
-    medians = []
-    for _ in range(3):  # a machine that is busy with something else gets two more tries
-        medians.append(statistics.median(cost() for _ in range(7)))
-        if medians[-1] < 3:
-            return
-    pytest.fail(f"the hook costs {medians} ms (medians of 7 processes), expected less than 3")
