@@ -40,7 +40,7 @@ def options(**given):
 
 def test_images_of_a_folder_and_its_folders(tmp_path):
     (tmp_path / "b").mkdir()
-    for name in ("b/2.JPG", "1.png", ".hidden.png", "notes.txt"):
+    for name in ("b/2.JPG", "1.png", ".hidden.png", ".thumbnails/1.png", "notes.txt"):
         (tmp_path / name).touch()
     assert batch_files.images_in(tmp_path) == ["1.png", "b/2.JPG"]
     with pytest.raises(ValueError, match="holds no images"):

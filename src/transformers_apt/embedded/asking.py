@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,24 @@ import torch
 from PIL import Image
 
 from transformers_apt.embedded import demo_model_path
+
+IMAGE_SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+)
+
+
+def image_files(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths in a folder that are image files by their names, and neither hidden nor in a hidden folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    named = (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
+    seen = (path for path in named if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    found = [path for path in seen if os.path.isfile(path)]
+    if not found:
+        raise ValueError(f"{folder} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return found
 
 
 def load_photo(path: Path) -> Image.Image:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from transformers_apt.embedded.asking import load_photo
+from transformers_apt.embedded.asking import image_files, load_photo
 
 Row = tuple[Path, str]
 """An image file and a prompt."""
@@ -74,11 +74,9 @@ def read_rows(images: Path, prompts: Sequence[str], prompts_file: Path | None) -
             if line.strip()
         ]
     else:
-        readable = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-        files = sorted(file for file in images.rglob("*") if file.suffix.lower() in readable)
-        found = [(file, prompt) for file in files for prompt in prompts]
+        found = [(file, prompt) for file in sorted(image_files(images, images.rglob("*"))) for prompt in prompts]
     if not found:
-        raise ValueError(f"{prompts_file or images} holds nothing to practise on: expected images with prompts")
+        raise ValueError(f"{prompts_file} holds nothing to practise on: expected images with prompts")
     return found
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from apt_code.visualization import (
     reconstruct,
     to_picture,
 )
+from transformers_apt.embedded.asking import image_files
 from transformers_apt.visualizer.names import folder_name, folder_names, longest_name, readable
 from transformers_apt.visualizer.sheet import overview
 from transformers_apt.visualizer.view import UnusableImageError, View, examine, load_picture, stats_of
@@ -37,9 +38,6 @@ ORIGINAL = "03_original_resized"
 STATS = "stats.json"
 SHEET = "overview.jpg"
 SUMMARY = "summary.csv"
-IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-)
 SUMMARY_COLUMNS = (
     "image", "folder", "error", "original_width", "original_height", "resized_width", "resized_height", "grid_h",
     "grid_w", "patches_fine", "patches_middle", "patches_coarse", "patches", "patches_full", "retention",
@@ -107,19 +105,6 @@ def visualize_image(
     with _whole_folder(output / name) as folder:
         _write(view, stats, folder)
     return stats
-
-
-def image_files(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """Those of a folder's paths that are image files by their names, and not hidden.
-
-    Raises:
-        ValueError: there is none.
-    """
-    named = (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
-    found = [path for path in named if not path.name.startswith(".") and os.path.isfile(path)]
-    if not found:
-        raise ValueError(f"{folder} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
 
 
 def visualize_folder(

@@ -16,11 +16,14 @@ SMALL = ("--batch", 2, "--views", 1, "--max-new-tokens", 3, "--workers", 0, "--h
 
 @pytest.fixture
 def images(photos, tmp_path):
-    """A folder with three photos, one of them deeper, and a file that is none."""
+    """A folder with three photos, one of them deeper, two hidden ones, and a file that is none."""
     folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     for photo, name in zip(photos, ("a.png", "b.jpg", "more/c.png"), strict=True):
         photo.save(folder / name)
+    for name in (".a.png", ".thumbnails/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        photos[0].save(folder / name)
     (folder / "notes.txt").write_text("no image")
     return folder
 
@@ -62,7 +65,7 @@ def test_what_got_worse_is_one_line_and_exit_code_1(practise, tmp_path):
         (("--prompt", "Hi", "--prompts", "prompts.jsonl"), "and not both"),
         (("--prompts", "missing.jsonl"), "--prompts missing.jsonl does not exist; expected a JSONL file"),
         (("--prompt", "Hi", "--images", "missing"), "--images missing does not exist; expected a folder"),
-        (("--prompt", "Hi", "--images", "empty"), "holds nothing to practise on"),
+        (("--prompt", "Hi", "--images", "empty"), "holds no images; expected files ending in .avif"),
         (("--prompt", "Hi", "--images", "one"), "is the only image; expected two or more"),
         (("--prompt", "Hi", "--student", "all"), "student='all': expected one of ['branch', 'lora']"),
         (("--prompt", "Hi", "--dtype", "int8"), "--dtype int8: expected float32"),
