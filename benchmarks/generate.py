@@ -30,6 +30,7 @@ import transformers_apt
 from benchmarks.measuring import (
     UPSTREAM,
     budgets,
+    check_names,
     document,
     hardware,
     named_settings,
@@ -82,23 +83,14 @@ def main(
     settings = budgets(alphas or ([] if setting else [0.2, 0.3, 0.5]), importance_method)
     try:
         settings |= named_settings(setting or [])
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    for option, given, known in (
-        ("downscaled-like", downscaled_like, list(settings)),
-        ("images", images, list(IMAGES)),
-        ("kind", kind, list(KINDS)),
-    ):
-        if set(given or ()) - set(known):
-            raise typer.BadParameter(f"--{option} {given}: expected some of {known}")
-    rows: list[dict[str, Any]] = []
-    try:
         sizes = sizes_of(family)
+        check_names("--size", size, sizes)
+        check_names("--images", images, IMAGES)
+        check_names("--kind", kind, KINDS)
+        check_names("--downscaled-like", downscaled_like, settings)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    unknown = set(size or ()) - set(sizes)
-    if unknown:
-        raise typer.BadParameter(f"--size {sorted(unknown)[0]}: expected one of {list(sizes)}")
+    rows: list[dict[str, Any]] = []
     for name in [model] if model else size or [SMALL]:
         if model:
             loaded, processor = load_checkpoint(model, device, dtype)

@@ -20,6 +20,7 @@ import transformers_apt
 from benchmarks.measuring import (
     METHODS,
     UPSTREAM,
+    check_names,
     document,
     hardware,
     named_settings,
@@ -73,10 +74,8 @@ def main(
     """Measure preprocessing on a GPU and write `gpu_preprocessing.json`, a table and a plot."""
     transformers_apt.apply()
     logging.set_verbosity_error()
-    unknown = set(sizes or ()) - set(SIZES)
-    if unknown:
-        raise typer.BadParameter(f"--sizes {sorted(unknown)[0]}: expected one of {list(SIZES)}")
     try:
+        check_names("--sizes", sizes, SIZES)
         settings = named_settings(setting) if setting else METHODS
         processor = load_processor(model)
     except ValueError as error:

@@ -13,7 +13,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,18 @@ def named_settings(given: Sequence[str]) -> dict[str, dict[str, Any]]:
             raise ValueError(f"--setting {text}: expected an object with some of {list(DEFAULTS)}, not {unknown}")
         settings[name_of(setting)] = setting
     return settings
+
+
+def check_names(option: str, given: Iterable[str] | None, known: Iterable[str]) -> None:
+    """Refuse what an option names, where there is no such thing.
+
+    Raises:
+        ValueError: so it is.
+    """
+    known = list(known)
+    for name in given or ():
+        if name not in known:
+            raise ValueError(f"{option} {name}: expected one of {known}")
 
 
 def name_of(setting: Mapping[str, Any]) -> str:

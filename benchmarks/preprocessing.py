@@ -20,7 +20,7 @@ from apt_code import PatchTokenizer
 from apt_code.entropy_utils import IMPORTANCE_METHODS, compute_patch_entropy_batched
 from apt_code.patch_packing import Affine, RowPacker
 from apt_code.patch_selection import lay_out, plan_of_maps, rule_budget
-from benchmarks.measuring import METHODS, UPSTREAM, hardware, photo, report, take_turns, unlimited
+from benchmarks.measuring import METHODS, UPSTREAM, check_names, hardware, photo, report, take_turns, unlimited
 from benchmarks.memory import grown
 from transformers_apt.visualizer.view import load_processor
 
@@ -162,12 +162,10 @@ def main(
     """Measure preprocessing and write `preprocessing.json`, a table and a plot."""
     transformers_apt.apply()
     logging.set_verbosity_error()
-    unknown = set(sizes or ()) - set(SIZES)
-    if unknown:
-        raise typer.BadParameter(f"--sizes {sorted(unknown)[0]}: expected one of {list(SIZES)}")
     if threads is not None:
         torch.set_num_threads(threads)
     try:
+        check_names("--sizes", sizes, SIZES)
         patch_size = load_processor(model).patch_size
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

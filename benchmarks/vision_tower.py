@@ -15,7 +15,7 @@ import typer
 from transformers.utils import logging
 
 import transformers_apt
-from benchmarks.measuring import UPSTREAM, budgets, hardware, photo, report, take_turns, unlimited
+from benchmarks.measuring import UPSTREAM, budgets, check_names, hardware, photo, report, take_turns, unlimited
 from benchmarks.random_models import config_of, random_tower, shortened, sizes_of
 from transformers_apt import image_layouts
 from transformers_apt.embedded.asking import load_checkpoint
@@ -60,6 +60,7 @@ def main(
     if model and depth is not None:
         raise typer.BadParameter("--depth with --model: expected one of the two; a checkpoint's tower is as it is")
     try:
+        check_names("--sizes", sizes, SIZES)
         if model:
             loaded, whole = load_checkpoint(model, device, dtype)
             tower, processor, shape = loaded.model.visual, whole.image_processor, shape_of(loaded.config)

@@ -48,6 +48,8 @@ def test_what_is_not_there_is_said():
         sizes_of("qwen1")
     with pytest.raises(typer.BadParameter, match="--size 9b: expected one of"):
         generate.main(size=["9b"])
+    with pytest.raises(typer.BadParameter, match="--sizes 2 MP: expected one of"):
+        vision_tower.main(sizes=["2 MP"])
     with pytest.raises(typer.BadParameter, match="--depth with --model"):
         vision_tower.main(model="somewhere", depth=2)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from apt_code.importance.common import PAD_VALUE
 from apt_code.selection.budget import select_patches_by_budget
 from apt_code.selection.joint import select_patches_jointly
+from apt_code.selection.plan import plan_of_maps
 from tests.apt_code import references
 from tests.apt_code.references import random_maps, tiling_of_masks
 
@@ -59,3 +60,15 @@ def assert_masks_tile(masks: dict[int, torch.Tensor], maps: dict[int, torch.Tens
     for tiling in tilings_of(masks):
         assert set(references.times_covered(tiling, grid).values()) == {1}
         assert sum(size**2 for _, _, size in tiling) == math.prod(grid), "a patch reaches out of the grid"
+
+
+def assert_found_by_search(
+    masks: dict[int, torch.Tensor], maps: dict[int, torch.Tensor], alpha: float, search
+) -> None:
+    """The masks of a budget, against a search that gives an image's `(tiling, number of splits)`."""
+    assert_masks_tile(masks, maps)
+    plan = plan_of_maps(maps, alpha)
+    for tiling, image in zip(tilings_of(masks), images_of(maps), strict=True):
+        expected, splits = search(image)
+        assert tiling == expected
+        assert plan.k == splits

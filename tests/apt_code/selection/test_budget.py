@@ -7,13 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apt_code.selection.budget import select_patches_by_budget
-from apt_code.selection.plan import plan_of_maps
 from tests.apt_code import references
 from tests.apt_code.references import random_maps
 from tests.apt_code.selection.material import (
-    assert_masks_tile,
+    assert_found_by_search,
     fractions,
-    images_of,
     pyramids,
     tilings_of,
 )
@@ -25,12 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:alpha=:UserWarning")
 @given(maps=pyramids, alpha=fractions, coarse_scores=st.booleans())
 def test_budget_matches_a_greedy_heap(maps, alpha, coarse_scores):
     masks = select_patches_by_budget(maps, alpha, coarse_scores)
-    assert_masks_tile(masks, maps)
-    plan = plan_of_maps(maps, alpha)
-    for tiling, image in zip(tilings_of(masks), images_of(maps), strict=True):
-        expected, splits = references.select_budget(image, alpha, coarse_scores)
-        assert tiling == expected
-        assert plan.k == splits
+    assert_found_by_search(masks, maps, alpha, lambda image: references.select_budget(image, alpha, coarse_scores))
 
 
 def test_a_childs_score_is_its_parents():

@@ -12,12 +12,10 @@ from apt_code.importance.common import PAD_VALUE
 from apt_code.selection import joint, joint_kernel
 from apt_code.selection.budget import select_patches_by_budget
 from apt_code.selection.joint import TOKEN_PRICE, select_patches_jointly
-from apt_code.selection.plan import plan_of_maps
 from tests.apt_code import references
 from tests.apt_code.selection.material import (
-    assert_masks_tile,
+    assert_found_by_search,
     fractions,
-    images_of,
     pyramids,
     tilings_of,
 )
@@ -29,12 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:alpha=:UserWarning")
 @given(maps=pyramids, alpha=fractions, coarse_scores=st.booleans())
 def test_joint_matches_a_search_over_every_set_of_children(maps, alpha, coarse_scores):
     masks = select_patches_jointly(maps, alpha, coarse_scores)
-    assert_masks_tile(masks, maps)
-    plan = plan_of_maps(maps, alpha)
-    for tiling, image in zip(tilings_of(masks), images_of(maps), strict=True):
-        expected, splits = references.select_joint(image, alpha, coarse_scores, int(TOKEN_PRICE))
-        assert tiling == expected
-        assert plan.k == splits
+    assert_found_by_search(
+        masks, maps, alpha, lambda image: references.select_joint(image, alpha, coarse_scores, int(TOKEN_PRICE))
+    )
 
 
 def joint_scores(maps: dict[int, torch.Tensor], coarse_scores: bool, compiled: bool) -> dict[int, torch.Tensor]:

@@ -78,7 +78,7 @@ def test_every_method_and_map_at_the_familys_own_size(backend, family, folder, p
 
 
 def test_every_way_to_pass_settings(processor, prompt, half_plain):
-    budget = {**BUDGET, "importance_method": "upsample_mse"}
+    budget = {**BUDGET, "importance_method": "upsample_mse", "drop_tolerance": 30}
     wanted = processor.image_processor(images=half_plain, return_tensors="pt", **budget)["image_patch_layout"]
     call = {"images": half_plain, "text": prompt(), "return_tensors": "pt"}
     message = [{"role": "user", "content": [{"type": "image", "image": half_plain}, {"type": "text", "text": "Hi"}]}]

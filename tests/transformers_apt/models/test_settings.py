@@ -116,29 +116,6 @@ def test_thresholds(backend, half_plain, expected):
     assert len(layout_of(backend()(images=half_plain, thresholds=(0, 0)))) == 12 * 16
 
 
-def test_every_way_through_the_processor(processor, prompt, half_plain, expected):
-    budget = {"patch_selection_method": "budget", "alpha": 0.5, "drop_tolerance": 30}
-    wanted = expected(Qwen2VLImageProcessor, **budget)
-    call = {"images": half_plain, "text": prompt(), "return_tensors": "pt"}
-    message = [{"role": "user", "content": [{"type": "image", "image": half_plain}, {"type": "text", "text": "Hi"}]}]
-    chat = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-    ways = [
-        processor(**call, images_kwargs=budget),
-        processor(**call, **budget),
-        processor.apply_chat_template(message, **chat, processor_kwargs={"images_kwargs": budget}),
-        processor.apply_chat_template(message, **chat, processor_kwargs=dict(budget)),  # upstream writes into it
-        processor.apply_chat_template(message, **chat, images_kwargs=budget),
-        processor.apply_chat_template(message, **chat, **budget),
-    ]
-    for name, value in budget.items():
-        setattr(processor.image_processor, name, value)
-    ways += [processor(**call), processor.apply_chat_template(message, **chat)]
-    for number, way in enumerate(ways):
-        assert torch.equal(way["image_patch_layout"], wanted), number
-    off = processor(**call, images_kwargs={"patch_selection_method": "off"})
-    assert "image_patch_layout" not in off and int(off["mm_token_type_ids"].sum()) == 12 * 16 // 4
-
-
 def test_settings_are_saved_and_loaded(processor, half_plain, tmp_path):
     settings = {
         "patch_selection_method": "budget",
