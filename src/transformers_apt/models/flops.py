@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apt_code.patch_layout import PatchLayout
+from transformers_apt.models.branch import CONFIG_KEY
 
 CHUNK = 64
 """Tokens that upstream's linear attention takes at once."""
@@ -29,6 +30,7 @@ class Tower:
         window: side in base cells of the windows in which blocks attend; `None` where all attend to the whole image.
         full_blocks: those that attend to the whole image all the same.
         mergers: one, and one more for every layer of the language model that DeepStack feeds.
+        branch: it has the branch of `models/branch.py`, which reads coarse patches at full resolution.
     """
 
     width: int = 1280
@@ -39,6 +41,7 @@ class Tower:
     window: int | None = None
     full_blocks: int = 0
     mergers: int = 1
+    branch: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ def _tower_of(config: Any) -> Tower:
         window=window // vision.patch_size if window else None,
         full_blocks=sum(block < vision.depth for block in vision.fullatt_block_indexes) if window else 0,
         mergers=1 + len(getattr(vision, "deepstack_visual_indexes", None) or []),
+        branch=getattr(vision, CONFIG_KEY, None) is not None,
     )
 
 
@@ -216,7 +220,7 @@ def _tower_of(config: Any) -> Tower:
 
 
 def tower_flops(patches: int, tokens: int, shape: Shape, pairs: float | None = None) -> float:
-    """The vision tower on one image: `patches` rows in, `tokens` language tokens out.
+    """The vision tower on one image: `patches` rows in, `tokens` language tokens out. Without its branch.
 
     Per block the linear layers and `4·d` for each pair of patches that attend to each other: over the whole image
     `n²` pairs. Then the patch embedding, and the mergers, which read four rows of width `d` per token.
@@ -252,8 +256,22 @@ def pairs_in_windows(layout: PatchLayout, shape: Shape) -> int | None:
 
 
 def image_flops(layout: PatchLayout, shape: Shape) -> float:
-    """The vision tower on an image of this tiling."""
-    return tower_flops(layout.num_patches, layout.num_language_tokens, shape, pairs_in_windows(layout, shape))
+    """The vision tower on an image of this tiling, with its branch if it has one."""
+    flops = tower_flops(layout.num_patches, layout.num_language_tokens, shape, pairs_in_windows(layout, shape))
+    return flops + branch_flops(layout, shape.tower) if shape.tower.branch else flops
+
+
+def branch_flops(layout: PatchLayout, tower: Tower) -> float:
+    """What a branch adds: nothing for base patches, and for one of `s` base cells a side
+
+    the embedding of its `s²` parts, `(s² − 1) / 3` products of the 2 × 2 convolution (1 of them for `s = 2`, 4 and 1
+    for `s = 4`), and one of the 1 × 1 convolution.
+    """
+    coarse = {size: count for size, count in layout.patches_by_size.items() if size > 1}
+    parts = sum(count * size**2 for size, count in coarse.items())
+    halvings = sum(count * (size**2 - 1) // 3 for size, count in coarse.items())
+    embedding = 2 * parts * tower.patch_values * tower.width
+    return embedding + 2 * tower.width**2 * (4 * halvings + sum(coarse.values()))
 
 
 def prefill_flops(tokens: int, shape: Shape) -> float:

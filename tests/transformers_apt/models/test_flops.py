@@ -8,6 +8,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from apt_code.patch_layout import PatchLayout
+from transformers_apt import training
 from transformers_apt.engine.finder import FAMILIES
 from transformers_apt.models.families import NAMES
 from transformers_apt.models.flops import (
@@ -45,6 +46,22 @@ def test_tower(counted_model, inputs, processor, half_plain, adaptive):
     measured = counted(lambda: counted_model.model.get_image_features(**{name: inputs[name] for name in names}))
     # rotary frequencies are a tiny product too
     assert measured == pytest.approx(image_flops(layout, shape_of(counted_model.config)), rel=2e-3)
+
+
+@pytest.mark.every_family
+def test_tower_with_a_branch(counted_model, processor, half_plain):
+    without = shape_of(counted_model.config)
+    training.add_branch(counted_model)
+    shape = shape_of(counted_model.config)
+    settings = {"patch_selection_method": "budget", "alpha": 0.3, "patch_parts": True}
+    inputs = processor.image_processor(images=half_plain, return_tensors="pt", **settings)
+    (layout,) = image_layouts(inputs)
+    assert set(layout.patches_by_size) == {1, 2, 4}
+    measured = counted(lambda: counted_model.model.get_image_features(**inputs))
+    assert measured == pytest.approx(image_flops(layout, shape), rel=2e-3)
+    assert image_flops(layout, shape) > 1.01 * image_flops(layout, without)
+    full = PatchLayout.uniform(layout.grid)
+    assert image_flops(full, shape) == image_flops(full, without), "base patches do not pass it"
 
 
 @pytest.mark.every_family(moe=True)
