@@ -1,8 +1,13 @@
-"""qwen-vl-utils, and lmms-eval's own model class, on Qwen2-VL (and qwen-vl-utils on Qwen2.5-VL)."""
+"""qwen-vl-utils on Qwen2-VL and Qwen2.5-VL, and lmms-eval from a task's file to its score."""
+
+import os
+import tempfile
+from pathlib import Path
 
 import torch
 
-from tests.bystanders.tiny import build, digest, photos, save, watch_generate
+from tests.bystanders.tiny import build, digest, photos, watch_generate
+from transformers_apt.embedded import demo_model_path, examples
 
 
 def _messages(photo, **more):
@@ -33,20 +38,42 @@ def qwen_vl_utils_on_qwen2_vl():
     return _readme("qwen2_vl")
 
 
-def lmms_eval():
-    from lmms_eval.api.instance import Instance
-    from lmms_eval.models.simple.qwen2_vl import Qwen2_VL
+TASK = """
+task: drawn
+dataset_path: parquet
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+generation_kwargs: {{max_new_tokens: 8}}
+doc_to_visual: image
+doc_to_text: question
+doc_to_target: answer
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+"""A task of lmms-eval as its users write one."""
 
-    model = Qwen2_VL(pretrained=str(save()), device="cpu", device_map="cpu", batch_size=2)
+
+def lmms_eval():
+    """lmms-eval on a local task: the embedded pictures and questions, put to the embedded model."""
+    folder = Path(tempfile.mkdtemp())
+    os.environ["LMMS_EVAL_DATASETS_CACHE"] = str(folder / "cache")
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.models.simple.qwen2_vl import Qwen2_VL
+    from lmms_eval.tasks import TaskManager
+
+    data = folder / "drawn.parquet"
+    _write_rows(data)
+    (folder / "drawn.yaml").write_text(TASK.format(data=data))
+    model = Qwen2_VL(pretrained=str(demo_model_path()), device="cpu", device_map="cpu", batch_size=2)
     seen = watch_generate(model.model)
-    model.task_dict = {"task": {"test": photos()}}
-    requests = [
-        Instance(
-            request_type="generate_until",
-            arguments=("What is it?", {"max_new_tokens": 4}, lambda photo: [photo], index, "task", "test"),
-            idx=index,
-            metadata={"task": "task", "doc_id": index, "repeats": 1},
-        )
-        for index in range(2)
-    ]
-    return {"answers": model.generate_until(requests), "seen": seen}
+    tasks = TaskManager(include_path=str(folder), include_defaults=False)
+    found = simple_evaluate(model, tasks=["drawn"], task_manager=tasks, bootstrap_iters=0)
+    answers = [sample["filtered_resps"] for sample in found["samples"]["drawn"]]
+    return {"exact match": float(found["results"]["drawn"]["exact_match,none"]), "answers": answers, "seen": seen}
+
+
+def _write_rows(path):
+    import datasets
+
+    rows = [{"image": str(row.image), "question": row.question, "answer": row.answer} for row in examples()]
+    datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(path)

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from tests.bystanders.matrix import PROGRAMS, RELATIVES, SERVERS, Case, run
+from transformers_apt.models.settings import RECOMMENDED
 
 BUDGET = json.dumps({"patch_selection_method": "budget", "alpha": 0.3})
 SETTINGS = "TRANSFORMERS_APT_SETTINGS"
@@ -16,7 +17,6 @@ LAYOUT = "image_patch_layout"
 HANDS_ON = (  # all that the processor returned, so that the model reads the layout
     Case("trl_cases", "supervised", "trl"),
     Case("embeddings", "encode", "sentence-transformers"),
-    Case("evaluation", "lmms_eval", "lmms-eval"),
     Case("evaluation", "qwen_vl_utils_on_qwen2_vl", "qwen-vl-utils"),
 )
 COUNTS_FROM_THE_GRID = (
@@ -76,6 +76,18 @@ def test_settings_in_the_environment_reach_programs_that_hand_everything_on(case
     parts = asked["seen"] if case.name == "supervised" else {case.name: asked["seen"]}
     for name, seen in parts.items():
         assert LAYOUT in json.dumps(seen), f"{name} went on without the adaptive patches that were asked for"
+    assert_names_the_bad_value(bad)
+
+
+def test_lmms_eval_scores_a_local_task_under_settings_of_the_environment():
+    """The embedded model answers the embedded questions right, at full resolution and as recommended."""
+    case = Case("evaluation", "lmms_eval", "lmms-eval")
+    settings = (json.dumps({"patch_selection_method": "off"}), json.dumps(RECOMMENDED), "budget")
+    off, recommended, bad = run(*((case, {SETTINGS: one}) for one in settings))
+    for outcome in (off, recommended):
+        assert "error" not in outcome, outcome["printed"]
+        assert outcome["seen"]["exact match"] == 1 and len(outcome["seen"]["answers"]) == 6, outcome["seen"]
+    assert not count_layouts(off) and count_layouts(recommended) == len(recommended["seen"]["seen"])
     assert_names_the_bad_value(bad)
 
 
