@@ -31,9 +31,9 @@ help: ## list the targets
 # A change of the dependencies or of a file that installation copies makes the stamp old; sources are used in place.
 $(STAMP): pyproject.toml constraints.txt src/transformers_apt.pth src/transformers_apt.start
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one or say make PYTHON=/path/to/python."; exit 1; }
-	@echo "Setting up $(VENV): torch is large, so this takes some minutes the first time, and says nothing meanwhile."
+	@echo "Setting up $(VENV). torch is large, so the first time takes some minutes; pip shows how far it is:"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
+	$(PIP) install --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
 venv: $(STAMP) ## create .venv with the pinned versions and this checkout (editable)
