@@ -53,6 +53,8 @@
         document.querySelector(part)?.classList.toggle("apt-stale", stale);
       }
     }
+    const right = document.querySelector("#hint [data-question]");
+    right?.classList.toggle("apt-stale", right.dataset.question.trim() !== question);
   };
   new MutationObserver(greyAnswers).observe(document.body, { childList: true, subtree: true, characterData: true });
   document.addEventListener("input", greyAnswers);

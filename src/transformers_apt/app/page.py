@@ -307,7 +307,7 @@ def _reads_most(method: str) -> bool:
 
 
 def _right_answer(example: Example | None) -> str:
-    return text.note(f"Right is: {example.answer}") if example and example.answer else ""
+    return text.right_answer(example.question, example.answer) if example and example.answer else ""
 
 
 class _Work:

@@ -134,6 +134,11 @@ def facts(look: Look, name: str, shapes: Shapes) -> str:
     return f'<table class="apt-facts">{"".join(rows)}</table>{"".join(notes)}'
 
 
+def right_answer(question: str, answer: str) -> str:
+    """Of an example; `page.js` greys it beside another question."""
+    return f'<div data-question="{escape(question)}">{note(f"Right is: {answer}")}</div>'
+
+
 def belonging_to(of: str, html: str, question: str | None = None) -> str:
     """What belongs to a setting of a photo, both in one word, and an answer's to its question.
 
