@@ -6,19 +6,22 @@ the tower has one. Without this package the same checkpoint loads without the br
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from transformers_apt import __version__
 from transformers_apt.engine.patching import status
 from transformers_apt.models.branch import CONFIG_KEY, FORMULA, branch_of, build, check_formula
-from transformers_apt.models.families import SUPPORTED
+from transformers_apt.models.families import SUPPORTED, no_such_checkpoint
 from transformers_apt.training.card import CARD
 
 FOLDER = "branch"
@@ -26,6 +29,9 @@ FOLDER = "branch"
 
 CONFIG = "branch_config.json"
 WEIGHTS = "branch.safetensors"
+
+PEFT_COPY = re.compile(r"\.(?:original_module|modules_to_save\.([^.]+))(?=\.)")
+"""In a weight's name: which of PEFT's copies of a module it is in. The original is in no adapter."""
 
 Folder = str | os.PathLike[str]
 
@@ -44,9 +50,10 @@ def add_branch(model: nn.Module, processor: Any = None) -> nn.Module:
         The branch, on the tower's device and in its type; `.float()` it to learn in float32 beside a bfloat16 model.
 
     Raises:
-        TypeError: a model without a tower that reads adaptive patches.
+        TypeError: a model without a tower that reads adaptive patches; or what is not a model's processor.
         ValueError: it has a branch already, or its tower is on the device "meta".
     """
+    _check_processor(processor)
     tower = _tower_of(model)
     if branch_of(tower) is not None:
         raise ValueError(f"this {type(model).__name__} has a branch already; take it off first, with remove(model)")
@@ -72,9 +79,10 @@ def remove(model: nn.Module, processor: Any = None) -> None:
         processor: which stops to make the parts.
 
     Raises:
-        TypeError: a model without a tower that reads adaptive patches.
+        TypeError: a model without a tower that reads adaptive patches; or what is not a model's processor.
         ValueError: it has no branch.
     """
+    _check_processor(processor)
     tower = _with_branch(model)
     del tower.branch
     for config in _configs_of(model, tower):
@@ -88,7 +96,7 @@ def save(model: nn.Module, folder: Folder, state_dict: Mapping[str, Tensor] | No
     """Write a model's branch to a folder: `branch.safetensors`, `branch_config.json` and a model card.
 
     Args:
-        model: with a branch.
+        model: with a branch. Of those in PEFT's adapters, the active one's.
         folder: made where it is missing. A model card that is there already stays.
         state_dict: the weights of the whole model where they are not all in this process, as
             `accelerator.get_state_dict(model)` gathers them.
@@ -98,14 +106,15 @@ def save(model: nn.Module, folder: Folder, state_dict: Mapping[str, Tensor] | No
         ValueError: it has no branch, or `state_dict` has none; or its weights lie elsewhere.
     """
     tower = _with_branch(model)
-    weights = _weights_in(model.state_dict() if state_dict is None else state_dict)
+    sizes = _sizes_of(model, tower)
+    weights = _weights_in(model.state_dict() if state_dict is None else state_dict, _adapter_in(model))
     if weights.keys() != _without_weights(tower).state_dict().keys():
         raise ValueError(
             f"a state dict with {sorted(weights) or 'nothing'} of the branch; expected that of the whole model"
         )
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError("the branch is on the device 'meta'; expected a real one: pass state_dict, with its weights")
-    config = {"formula": FORMULA, **_sizes_of(model, tower), "base_model_name_or_path": _name_of(model)}
+    config = {"formula": FORMULA, **sizes, "base_model_name_or_path": _name_of(model)}
     config["transformers_apt_version"] = __version__
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -128,11 +137,12 @@ def load(model: nn.Module, folder: Folder, processor: Any = None) -> nn.Module:
 
     Raises:
         OSError: no branch there.
-        TypeError: a model without a tower that reads adaptive patches.
-        ValueError: the branch is another model's, or of another formula; or the model has one already.
+        TypeError: a model without a tower that reads adaptive patches; or what is not a model's processor.
+        ValueError: the branch is another model's, or of another formula, or damaged; or the model has one already.
     """
+    _check_processor(processor)
     tower = _tower_of(model)
-    config = json.loads(_file(folder, CONFIG).read_text(encoding="utf-8"))
+    config = _read_config(_file(folder, CONFIG))
     check_formula(config.get("formula"))
     expected = _sizes_of(model, tower)
     found = {name: config.get(name) for name in expected}
@@ -141,7 +151,7 @@ def load(model: nn.Module, folder: Folder, processor: Any = None) -> nn.Module:
             f"the branch in {os.fspath(folder)} is for {found}, the model is {expected}; load it into "
             f"{config.get('base_model_name_or_path') or 'the model that it was trained on'}"
         )
-    weights = load_file(_file(folder, WEIGHTS))
+    weights = _read_weights(_file(folder, WEIGHTS))
     branch = add_branch(model)
     try:
         branch.load_state_dict(weights)
@@ -151,6 +161,18 @@ def load(model: nn.Module, folder: Folder, processor: Any = None) -> nn.Module:
     if processor is not None:
         processor.image_processor.patch_parts = True
     return branch
+
+
+def _check_processor(processor: Any) -> None:
+    """Before anything is changed.
+
+    Raises:
+        TypeError: it has no image processor to tell.
+    """
+    if processor is not None and not hasattr(processor, "image_processor"):
+        raise TypeError(
+            f"processor is a {type(processor).__name__}: expected the model's processor, as AutoProcessor loads it"
+        )
 
 
 def _tower_of(model: nn.Module) -> Any:
@@ -166,7 +188,21 @@ def _tower_of(model: nn.Module) -> Any:
             f"a {type(model).__name__} has no vision tower that reads adaptive patches; expected a model of "
             f"{SUPPORTED}{f' ({why})' if why else ''}"
         )
-    return tower
+    if not _is_wrapper(tower):
+        return tower
+    adapter = _adapter_in(model)
+    return tower.original_module if adapter is None else tower.modules_to_save[adapter]
+
+
+def _is_wrapper(module: Any) -> bool:
+    """Whether it is what PEFT puts around a module that is trained whole (`modules_to_save`): a copy per adapter."""
+    return "modules_to_save" in getattr(module, "_modules", {})
+
+
+def _adapter_in(model: nn.Module) -> str | None:
+    """The adapter whose copies of whole modules compute now."""
+    wrapper: Any = next(filter(_is_wrapper, model.modules()), None)
+    return next(iter(wrapper.active_adapters), None) if wrapper is not None else None
 
 
 def _with_branch(model: nn.Module) -> Any:
@@ -185,7 +221,7 @@ def _with_branch(model: nn.Module) -> Any:
 
 def _configs_of(model: nn.Module, tower: Any) -> list[Any]:
     """The tower's config, wherever the model has it."""
-    configs = [getattr(getattr(module, "config", None), "vision_config", None) for module in model.modules()]
+    configs = [getattr(config, "vision_config", None) for config in _all_configs(model)]
     unique = {id(config): config for config in [tower.config, *configs] if config is not None}
     return list(unique.values())
 
@@ -197,32 +233,56 @@ def _without_weights(tower: Any) -> nn.Module:
 
 
 def _sizes_of(model: nn.Module, tower: Any) -> dict[str, Any]:
-    """What a model has to have in common with the one that a branch was trained on."""
-    config: Any = model.config
+    """What a model has to have in common with the one that a branch was trained on.
+
+    Raises:
+        TypeError: a tower alone.
+    """
+    configs = [config for config in _all_configs(model) if hasattr(config, "vision_config")]
+    if not configs:
+        raise TypeError(f"a {type(model).__name__} is a part of a model; expected the whole of it")
     return {
-        "family": config.model_type,
+        "family": configs[0].model_type,
         "patch_size": tower.config.patch_size,
         "width": tower.patch_embed.embed_dim,
-        "text_width": config.get_text_config().hidden_size,
+        "text_width": configs[0].get_text_config().hidden_size,
     }
 
 
 def _name_of(model: nn.Module) -> str:
-    config: Any = model.config
-    return config._name_or_path or ""
+    return next((config._name_or_path for config in _all_configs(model) if config._name_or_path), "")
 
 
-def _weights_in(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A branch's weights by its own names, out of a whole model's: of PEFT's copies the one that learned."""
+def _all_configs(model: nn.Module) -> Iterator[Any]:
+    """From the outside in: what wraps a model has none, or the model's."""
+    found = (getattr(module, "config", None) for module in model.modules())
+    return (config for config in found if isinstance(config, PreTrainedConfig))
+
+
+def _weights_in(state_dict: Mapping[str, Tensor], adapter: str | None) -> dict[str, Tensor]:
+    """A branch's weights by its own names, out of a whole model's: of PEFT's copies those of an adapter."""
     found = {}
     for name, value in state_dict.items():
-        _, inside, rest = name.rpartition(".branch.")
-        if not inside or rest.startswith("original_module."):
+        if any(copy.group(1) != adapter for copy in PEFT_COPY.finditer(name)):
             continue
-        if rest.startswith("modules_to_save."):
-            rest = rest.split(".", 2)[2]
-        found[rest] = value if value.is_meta else value.detach().contiguous().cpu()
+        _, inside, rest = PEFT_COPY.sub("", name).rpartition(".branch.")
+        if inside:
+            found[rest] = value if value.is_meta else value.detach().contiguous().cpu()
     return found
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); expected what transformers_apt.training.save wrote") from error
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); expected what transformers_apt.training.save wrote") from error
 
 
 def _file(folder: Folder, name: str) -> Path:
@@ -231,6 +291,9 @@ def _file(folder: Folder, name: str) -> Path:
     Raises:
         OSError: it is not there.
     """
+    problem = no_such_checkpoint(os.fspath(folder))
+    if problem:
+        raise FileNotFoundError(problem)
     for subfolder in ("", FOLDER):
         path = cached_file(folder, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False)
         if path is not None:

@@ -194,6 +194,41 @@ def test_damaged_weights_are_refused(practised, load_model, tmp_path):
     assert state_of(model) == before
 
 
+@pytest.mark.parametrize("name", ["branch.safetensors", "branch_config.json"])
+def test_a_file_cut_short_is_named(name, practised, load_model, tmp_path):
+    training.save(practised, tmp_path)
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*expected what transformers_apt\.training\.save wrote"):
+        training.load(load_model(), tmp_path)
+
+
+def test_a_path_that_leads_nowhere_is_named(model, tmp_path):
+    for path in (tmp_path / "missing", tmp_path / "missing" / "branch.safetensors"):
+        with pytest.raises(OSError, match=rf"{path} is not a folder; expected"):
+            training.load(model, path)
+
+
+def test_what_is_no_processor_changes_nothing(model, practised, processor, tmp_path):
+    training.save(practised, tmp_path)
+    training.remove(practised)
+    before = state_of(model)
+    for refused in (training.add_branch, lambda *given: training.load(given[0], tmp_path, given[1])):
+        with pytest.raises(TypeError, match="processor is a Qwen2VLImageProcessor: expected the model's processor"):
+            refused(model, processor.image_processor)
+        assert state_of(model) == before
+
+
+def test_a_model_inside_another_module(practised, load_model, batch, tmp_path):
+    """As a distributed trainer wraps it."""
+    training.save(torch.nn.Sequential(practised), tmp_path)
+    model = load_model()
+    training.load(torch.nn.Sequential(model), tmp_path)
+    assert torch.equal(logits(model, batch), logits(practised, batch))
+    with pytest.raises(TypeError, match=r"is a part of a model; expected the whole"):
+        training.save(model.model.visual, tmp_path)
+
+
 def test_a_checkpoint_of_another_formula_is_refused(practised, tmp_path):
     practised.config.vision_config.patch_branch = 7
     practised.save_pretrained(tmp_path)

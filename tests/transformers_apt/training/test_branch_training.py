@@ -122,3 +122,45 @@ def test_lora_wrapped_first(load_model, batch, tmp_path):
     training.save(wrapped, tmp_path)
     training.remove(wrapped)
     training.load(wrapped, tmp_path)
+
+
+def learned(wrapped, adapter):
+    return wrapped.get_base_model().model.visual.branch.modules_to_save[adapter].state_dict()
+
+
+def test_of_two_adapters_the_active_ones_branch_is_saved(practised, load_model, tmp_path):
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["branch"])
+    wrapped = get_peft_model(practised, lora)
+    wrapped.add_adapter("second", lora)
+    let_learn(wrapped.get_base_model().model.visual.branch.modules_to_save["second"], seed=7)
+    for adapter in ("default", "second"):
+        wrapped.set_adapter(adapter)
+        training.save(wrapped, tmp_path / adapter)
+        found = training.load(load_model(), tmp_path / adapter).state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in learned(wrapped, adapter).items()), adapter
+    assert not torch.equal(learned(wrapped, "default")["zero.weight"], learned(wrapped, "second")["zero.weight"])
+
+
+def test_on_a_tower_that_peft_trains_whole(load_model, batch, tmp_path):
+    """It keeps a copy of the tower in the adapter, and that one computes."""
+    wrapped = get_peft_model(load_model(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["visual"]))
+    before = logits(wrapped, without_parts(batch))
+    let_learn(training.add_branch(wrapped))
+    practised = logits(wrapped, batch)
+    assert not torch.equal(practised, before)
+    training.save(wrapped, tmp_path)
+    training.remove(wrapped)
+    assert torch.equal(logits(wrapped, without_parts(batch)), before)
+    training.load(wrapped, tmp_path)
+    assert torch.equal(logits(wrapped, batch), practised)
+
+
+def test_merged_into_the_model(practised, batch, tmp_path):
+    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["branch"], init_lora_weights=False)
+    wrapped = get_peft_model(practised, lora)
+    let_learn(wrapped.get_base_model().model.visual.branch.modules_to_save["default"], seed=7)
+    expected = logits(wrapped.eval(), batch)
+    merged = wrapped.merge_and_unload()
+    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-4)
+    merged.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(merged).from_pretrained(tmp_path).eval(), batch), logits(merged, batch))
