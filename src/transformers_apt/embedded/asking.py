@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -40,9 +41,27 @@ def load_photo(path: Path) -> Image.Image:
     from transformers.image_utils import load_image
 
     try:
-        return load_image(Image.open(path)).convert("RGB")  # turns a phone's photo upright, as upstream does
-    except OSError as error:
+        return load_image(_in_bytes(Image.open(path))).convert(
+            "RGB"
+        )  # turns a phone's photo upright, as upstream does
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as an image ({error}); expected a JPEG, PNG or the like") from error
+
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What PIL raises at files that are no images, or damaged, or too large."""
+
+
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """16 bits a pixel become 8; PIL's own conversion makes white of all that is brighter than 255.
+
+    Raises:
+        ValueError: numbers of which nobody says what white is.
+    """
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if image.mode in ("I", "F") and not is_16_bit:
+        raise ValueError(f"its pixels are numbers of mode {image.mode}, not grey levels")
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if is_16_bit else image
 
 
 def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any]:
@@ -61,6 +80,7 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
     from transformers_apt.engine.patching import status
     from transformers_apt.models.families import SUPPORTED, no_such_checkpoint
     from transformers_apt.models.reach import is_supported
+    from transformers_apt.training.branch import CONFIG
 
     if name is None:
         disable_progress_bar()  # a second's work
@@ -80,7 +100,7 @@ def load_checkpoint(name: str | None, device: str, dtype: str) -> tuple[Any, Any
     if why_not is not None:
         raise ValueError(f"{name} is of the family {family}, for which adaptive patches are off here: {why_not}")
     model = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, dtype))
-    if Path(name, training.FOLDER).is_dir():
+    if Path(name, training.FOLDER, CONFIG).is_file():
         training.load(model, name, processor)
     return model.to(device).eval(), processor
 
