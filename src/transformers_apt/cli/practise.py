@@ -34,7 +34,7 @@ def practise(
     save_minutes: Annotated[float, typer.Option(help="Minutes between saved states.")] = 5,
     dtype: Annotated[str, typer.Option(help="'float32', 'bfloat16' or 'float16'.")] = "float32",
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare images.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of settings, order and what is held out.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of settings, order and what is held out.")] = 0,
 ) -> None:
     """Let a model practise on mixed patches with itself at full resolution as the teacher. No labels needed.
 
@@ -45,6 +45,7 @@ def practise(
         if not found:
             raise fail(f"{name} {path} does not exist; expected {'a folder' if path is images else 'a JSONL file'}")
     check_model(model)
+    _check_out(out, model)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise fail(f"--dtype {dtype}: expected float32, bfloat16 or float16")
     from transformers_apt.training import command
@@ -75,6 +76,14 @@ def practise(
         raise fail(error) from error
     if table is not None:
         Console(emoji=False).print(table, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_out(out: Path, model: str | None) -> None:
+    file = next((path for path in (out, *out.parents) if path.is_file()), None)
+    if file is not None:
+        raise fail(f"--out {out}: {file} is a file; expected a folder")
+    if model is not None and out.is_dir() and Path(model).is_dir() and out.samefile(model):
+        raise fail(f"--out {out} is the model's own folder; expected one of its own, such as {out / 'branch'}")
 
 
 def _is_file(path: Path | None) -> bool:

@@ -93,7 +93,7 @@ class _Stream(IterableDataset):
     def __init__(self, start: int, pairs: Pairs, processor: Any, share: Share) -> None:
         self.start, self.pairs, self.processor, self.share = start, pairs, processor, share
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[Step | Exception]:
         worker = get_worker_info()
         if worker is not None:
             torch.set_num_threads(1)
@@ -102,11 +102,19 @@ class _Stream(IterableDataset):
         number, turns = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         number += self.start
         while True:
-            yield make_step(number, self.pairs, self.processor, self.share)
+            try:
+                step = make_step(number, self.pairs, self.processor, self.share)
+            except (OSError, ValueError) as error:
+                yield error  # raised here, it would arrive as a text with a traceback in it
+                return
+            yield step
             number += turns
 
 
-def steps_from(start: int, pairs: Pairs, processor: Any, share: Share, workers: int) -> DataLoader:
+def steps_from(start: int, pairs: Pairs, processor: Any, share: Share, workers: int) -> Iterator[Step]:
     """The steps from number `start` on, without end, prepared by `workers` other processes in turn."""
     stream = _Stream(start, pairs, processor, share)
-    return DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None)
+    for found in DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None):
+        if isinstance(found, Exception):
+            raise found
+        yield found

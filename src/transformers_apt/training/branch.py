@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
@@ -23,6 +24,7 @@ from transformers_apt.engine.patching import status
 from transformers_apt.models.branch import CONFIG_KEY, FORMULA, branch_of, build, check_formula
 from transformers_apt.models.families import SUPPORTED, no_such_checkpoint
 from transformers_apt.training.card import CARD
+from transformers_apt.training.files import read_json, replace
 
 FOLDER = "branch"
 """Where `load` looks in a checkpoint's folder: `save(model, f"{checkpoint}/branch")` puts it there."""
@@ -54,7 +56,7 @@ def add_branch(model: nn.Module, processor: Any = None) -> nn.Module:
         ValueError: it has a branch already, or its tower is on the device "meta".
     """
     _check_processor(processor)
-    tower = _tower_of(model)
+    tower = tower_of(model)
     if branch_of(tower) is not None:
         raise ValueError(f"this {type(model).__name__} has a branch already; take it off first, with remove(model)")
     if tower.device.type == "meta":
@@ -117,11 +119,10 @@ def save(model: nn.Module, folder: Folder, state_dict: Mapping[str, Tensor] | No
     config = {"formula": FORMULA, **sizes, "base_model_name_or_path": _name_of(model)}
     config["transformers_apt_version"] = __version__
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path / WEIGHTS, metadata={"format": "pt"})
-    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    replace(path / WEIGHTS, as_bytes(weights, metadata={"format": "pt"}))
+    replace(path / CONFIG, json.dumps(config, indent=2) + "\n")
     if not (path / "README.md").exists():
-        (path / "README.md").write_text(CARD.format(**config), encoding="utf-8")
+        replace(path / "README.md", CARD.format(**config))
 
 
 def load(model: nn.Module, folder: Folder, processor: Any = None) -> nn.Module:
@@ -141,8 +142,8 @@ def load(model: nn.Module, folder: Folder, processor: Any = None) -> nn.Module:
         ValueError: the branch is another model's, or of another formula, or damaged; or the model has one already.
     """
     _check_processor(processor)
-    tower = _tower_of(model)
-    config = _read_config(_file(folder, CONFIG))
+    tower = tower_of(model)
+    config = read_json(_file(folder, CONFIG))
     check_formula(config.get("formula"))
     expected = _sizes_of(model, tower)
     found = {name: config.get(name) for name in expected}
@@ -175,13 +176,13 @@ def _check_processor(processor: Any) -> None:
         )
 
 
-def _tower_of(model: nn.Module) -> Any:
+def tower_of(model: nn.Module) -> Any:
     """The tower of a model, however deep it is wrapped.
 
     Raises:
         TypeError: there is none that reads adaptive patches.
     """
-    tower = next((module for module in model.modules() if hasattr(module, "mixed_scale_forward")), None)
+    tower: Any = next((module for module in model.modules() if hasattr(module, "mixed_scale_forward")), None)
     if tower is None:
         why = status().reason or "; ".join({reason: None for reason in status().families.values() if reason})
         raise TypeError(
@@ -211,7 +212,7 @@ def _with_branch(model: nn.Module) -> Any:
     Raises:
         ValueError: it has none.
     """
-    tower = _tower_of(model)
+    tower = tower_of(model)
     if branch_of(tower) is None:
         raise ValueError(
             f"this {type(model).__name__} has no branch; add_branch(model) or load(model, folder) gives it one"
@@ -271,18 +272,11 @@ def _weights_in(state_dict: Mapping[str, Tensor], adapter: str | None) -> dict[s
     return found
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); expected what transformers_apt.training.save wrote") from error
-
-
 def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}); expected what transformers_apt.training.save wrote") from error
+        raise ValueError(f"{file} is damaged ({error})") from error
 
 
 def _file(folder: Folder, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers_apt.embedded.asking import load_checkpoint
 from transformers_apt.engine.patching import IncompatibleTransformersError, apply
 from transformers_apt.training.agreement import as_table
-from transformers_apt.training.pairs import FilePairs, Row, hold_out, read_rows
+from transformers_apt.training.pairs import FilePairs, Row, check_placeholders, hold_out, read_rows
 from transformers_apt.training.practice import Plan, Practice, make_accelerator
 
 EXPECTED = (OSError, ValueError, ModuleNotFoundError, HFValidationError, IncompatibleTransformersError)
@@ -43,13 +44,22 @@ def run(model: str | None, dtype: str, rows: Rows, plan: Plan, out: Path) -> str
     apply()
     accelerator = make_accelerator()
     checkpoint, processor = load_checkpoint(model, str(accelerator.device), dtype)
-    held_out = FilePairs(rows.held_out, plan.seed)
-    exam = [held_out[index] for index in range(len(rows.held_out))]
+    check_placeholders([*rows.practice, *rows.held_out], processor)
+    exam = FilePairs(rows.held_out, plan.seed).once()
+    say(accelerator, f"{len(rows.practice)} prompts to practise on; first, the answers to {len(exam)} to judge by")
     practice = Practice(accelerator, checkpoint, processor, FilePairs(rows.practice, plan.seed), exam, plan, out)
     practise(practice)
+    say(accelerator, "judging what has been learned")
     after = practice.agreement()
     practice.save(after)
+    say(accelerator, f"saved in {out}")
     return as_table(practice.before, after) if accelerator.is_main_process else None
+
+
+def say(accelerator: Any, what: str) -> None:
+    """One line on stderr, once: what follows may take a while."""
+    if accelerator.is_main_process:
+        print(what, file=sys.stderr, flush=True)
 
 
 def practise(practice: Practice) -> None:

@@ -7,9 +7,10 @@ over the tokens of the answers.
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from transformers_apt.training.agreement import Agreement, Exam, as_json, student_logits, what_got_worse
 from transformers_apt.training.batches import Share, Step, steps_from
+from transformers_apt.training.files import read_json, replace
+from transformers_apt.training.identity import identity_of, refuse_another
 from transformers_apt.training.pairs import Pair, Pairs
 from transformers_apt.training.students import STUDENTS
 from transformers_apt.training.teacher import Answer, answer, divergence
@@ -73,9 +76,11 @@ class Plan:
             raise ValueError(f"student={self.student!r}: expected one of {list(STUDENTS)}")
         if math.isinf(self.minutes) and math.isinf(self.steps):
             raise ValueError("no end: expected minutes or steps")
-        for name in ("minutes", "steps", "batch", "views", "lr", "max_new_tokens"):
+        for name in ("minutes", "steps", "batch", "views", "lr", "max_new_tokens", "save_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
+        if math.isinf(self.lr):
+            raise ValueError(f"lr={self.lr}: expected a number, such as 1e-3")
 
     def lr_at(self, step: int, fraction: float) -> float:
         """The learning rate of a step, after `fraction` of the practice."""
@@ -144,6 +149,7 @@ class Practice:
         self.folder, self.state = out / "practice", out / "practice" / "state.pt"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.step, self.seconds = 0, 0.0
+        self._check_identity(model, held_out)
         torch.manual_seed(plan.seed)  # of the weights that begin at random, the same in every process
         model = self.student.begin(model.train(), processor)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -179,6 +185,8 @@ class Practice:
         with _ended() as ended:
             for found in steps_from(self.step, self.pairs, self.processor, share, self.plan.workers):
                 fraction = self.fraction
+                if progress is not None:
+                    progress.update(round(100 * min(1.0, fraction), 2) - progress.n)
                 if fraction >= 1 or self._any(bool(ended)):
                     break
                 loss = self.learn(found, fraction)
@@ -186,7 +194,6 @@ class Practice:
                 self._log({"step": self.step, "seconds": round(self.seconds, 1), "loss": round(loss, 5)})
                 if progress is not None:
                     progress.set_postfix_str(f"step {self.step}, loss {loss:.4f}", refresh=False)
-                    progress.update(round(100 * min(1.0, fraction), 2) - progress.n)
                 if self._any(time.monotonic() - saved > self.plan.save_every):
                     self.save_state()
                     saved = time.monotonic()
@@ -195,7 +202,11 @@ class Practice:
             raise KeyboardInterrupt
 
     def learn(self, found: Step, fraction: float) -> float:
-        """One step, after `fraction` of the practice; the loss, over all processes."""
+        """One step, after `fraction` of the practice; the loss, over all processes.
+
+        Raises:
+            ValueError: the loss is no number.
+        """
         answers = [taught for taught in self._answers(found) for _ in range(self.plan.views)]
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.lr_at(self.step, fraction)
@@ -204,12 +215,18 @@ class Practice:
         count = self.accelerator.reduce(torch.tensor(float(len(each)), device=self.device), "sum")
         # processes average their gradients; the mean is meant over all tokens
         loss = each.sum() / count * self.accelerator.num_processes
+        found_loss = float(self.accelerator.reduce(loss.detach(), "mean"))
+        if not math.isfinite(found_loss):
+            raise ValueError(
+                f"the loss of step {self.step + 1} is {found_loss}: expected a number. A smaller learning rate or "
+                f"another dtype may help; {self.folder} keeps what was saved last"
+            )
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return float(self.accelerator.reduce(loss.detach(), "mean"))
+        return found_loss
 
     def _answers(self, found: Step) -> list[Answer]:
         """The teacher's, asked where they are not known, and then kept."""
@@ -236,23 +253,20 @@ class Practice:
     # ---------------------------------------------------------------- files
 
     def save_state(self) -> None:
-        """What a later call goes on from: beside the old one first, so that an interruption loses nothing."""
+        """What a later call goes on from. An interruption, or a full disk, leaves the one before."""
         model, optimizer = get_state_dict(self.model, self.optimizer.optimizer, options=_options())
         if self.accelerator.is_main_process:
             kept = {"model": model, "optimizer": optimizer, "step": self.step, "seconds": self.seconds}
-            torch.save(kept | {"identity": self.plan.identity}, self.state.with_suffix(".new"))
-            os.replace(self.state.with_suffix(".new"), self.state)
+            written = io.BytesIO()
+            torch.save(kept, written)
+            replace(self.state, written.getvalue())
         self.accelerator.wait_for_everyone()
 
     def _load(self) -> None:
-        kept = torch.load(self.state, weights_only=True, map_location="cpu")
-        changed = {name: value for name, value in self.plan.identity.items() if kept["identity"].get(name) != value}
-        if changed:
-            was = {name: kept["identity"].get(name) for name in changed}
-            raise ValueError(
-                f"{self.folder} holds a practice with {was}, not {changed}: go on with the same options, or choose "
-                "another folder"
-            )
+        try:
+            kept = torch.load(self.state, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{self.state} is damaged ({error}); remove {self.folder} to begin anew") from error
         set_state_dict(
             self.model,
             self.optimizer.optimizer,
@@ -261,6 +275,17 @@ class Practice:
             options=_options(strict=False),  # what is frozen is not there
         )
         self.step, self.seconds = kept["step"], kept["seconds"]
+        log = self.folder / "log.jsonl"
+        if self.accelerator.is_main_process and log.exists():  # steps after the state are done again
+            replace(log, "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[: self.step]))
+
+    def _check_identity(self, model: Any, held_out: Sequence[Pair]) -> None:
+        now, file = self.plan.identity | identity_of(model, held_out), self.folder / "plan.json"
+        kept = read_json(file) if file.exists() else now
+        self.accelerator.wait_for_everyone()
+        refuse_another(now, kept, self.folder)
+        if self.accelerator.is_main_process:
+            replace(file, json.dumps(now, indent=1))
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -276,14 +301,13 @@ class Practice:
     def _before(self) -> dict[str, Agreement]:
         file = self.folder / "before.json"
         if file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            return {name: Agreement(**row) for name, row in found.items()}
+            return {name: Agreement(**row) for name, row in read_json(file).items()}
         if self.step:
             raise ValueError(f"{file} is gone, and practice is under way: choose another folder, or begin anew")
         found = self.agreement()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            file.write_text(json.dumps(as_json(found), indent=1), encoding="utf-8")
+            replace(file, json.dumps(as_json(found), indent=1))
         return found
 
     def save(self, after: dict[str, Agreement]) -> None:
@@ -295,7 +319,7 @@ class Practice:
         if self.accelerator.is_main_process:
             plan = {name: value for name, value in asdict(self.plan).items() if value != math.inf}
             report = {"before": as_json(self.before), "after": as_json(after), "plan": plan, "steps": self.step}
-            (self.folder / "agreement.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+            replace(self.folder / "agreement.json", json.dumps(report, indent=1))
         worse = what_got_worse(self.before, after)
         if worse is not None:
             raise GotWorseError(

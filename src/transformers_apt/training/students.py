@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from transformers_apt.training.branch import add_branch, save
+from transformers_apt.models.branch import branch_of
+from transformers_apt.training.branch import add_branch, save, tower_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,12 @@ class Student:
 
 def _begin_branch(model: Any, processor: Any) -> Any:
     model.requires_grad_(False)
-    add_branch(model, processor).float().requires_grad_(True)
+    branch = branch_of(tower_of(model))
+    if branch is None:
+        branch = add_branch(model, processor)
+    else:  # it practises on
+        processor.image_processor.patch_parts = True
+    branch.float().requires_grad_(True)
     return model
 
 

@@ -5,15 +5,19 @@ Axis legend: `a` tokens of an answer, `k` of the vocabulary's tokens, the likeli
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
+from transformers import GenerationConfig
+
+from transformers_apt.training.files import replace
 
 MOST_LIKELY = 512
 """So many tokens are kept by name at each place, the rest as one sum: exact for a small vocabulary, and a few hundred
@@ -37,12 +41,9 @@ class Answer:
     log_probabilities: Tensor
 
     def save(self, file: Path) -> None:
-        """Beside its place first: an interruption leaves no half answer."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(f".{os.getpid()}.new")
+        """Whole, or not at all."""
         tensors = {name: value.contiguous() for name, value in vars(self).items()}
-        save_file(tensors | {"likely": self.likely.int().contiguous()}, new)
-        os.replace(new, file)
+        replace(file, as_bytes(tensors | {"likely": self.likely.int().contiguous()}))
 
     @classmethod
     def load(cls, file: Path) -> Answer:
@@ -57,6 +58,20 @@ def chat_prompt(processor: Any, prompt: str) -> str:
     return str(processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
 
 
+@contextmanager
+def _greedy(model: Any) -> Iterator[None]:
+    """While open, a model generates the likeliest tokens: its own settings, such as a penalty on repetition, would
+    have the answers of two calls differ that agree on how likely every token is."""
+    owner = getattr(model, "get_base_model", lambda: model)()  # PEFT's wrapper passes the call on
+    own = owner.generation_config
+    tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    owner.generation_config = GenerationConfig(**tokens)
+    try:
+        yield
+    finally:
+        owner.generation_config = own
+
+
 @torch.no_grad()
 def answer(model: Any, inputs: Any, max_new_tokens: int) -> list[Answer]:
     """Greedy answers to a batch of prompts, padded on the left, that were preprocessed at full resolution."""
@@ -64,13 +79,14 @@ def answer(model: Any, inputs: Any, max_new_tokens: int) -> list[Answer]:
     ends = torch.as_tensor([] if end is None else end).reshape(-1)
     was_training = model.training
     model.eval()
-    out = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
+    with _greedy(model):
+        out = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
     model.train(was_training)
     logits = torch.stack(out.logits, dim=1).float().cpu()  # (batch, a, vocabulary)
     tokens = out.sequences[:, -logits.shape[1] :].cpu()

@@ -199,7 +199,7 @@ def test_a_file_cut_short_is_named(name, practised, load_model, tmp_path):
     training.save(practised, tmp_path)
     file = tmp_path / name
     file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(ValueError, match=rf"{name} is damaged .*expected what transformers_apt\.training\.save wrote"):
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
         training.load(load_model(), tmp_path)
 
 

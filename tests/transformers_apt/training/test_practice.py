@@ -1,5 +1,6 @@
 """Self-distillation: who learns, from what, and what remains as it was."""
 
+import errno
 import json
 import math
 import os
@@ -12,9 +13,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 
+from tests.transformers_apt.training.conftest import let_learn
+from transformers_apt import training
 from transformers_apt.models.settings import check_selection
 from transformers_apt.training.agreement import Agreement, Exam, what_got_worse
-from transformers_apt.training.batches import Share, full_resolution, make_step
+from transformers_apt.training.batches import Share, full_resolution, make_step, steps_from
+from transformers_apt.training.files import replace
 from transformers_apt.training.pairs import Pair
 from transformers_apt.training.practice import GotWorseError, Plan, Practice
 from transformers_apt.training.random_settings import draw_settings
@@ -39,12 +43,12 @@ class Photos:
 def begin(load_model, processor, photos, tmp_path):
     """`begin(name, pairs=…, **plan)`: practice in a folder of this name, with its model."""
 
-    def begin(name="out", pairs=None, **plan):
+    def begin(name="out", pairs=None, model=None, held_out=3, **plan):
         defaults = {"steps": 3, "batch": 2, "views": 2, "max_new_tokens": 3, "workers": 0}
         pairs = pairs or Photos(photos)
-        held_out = [pairs[index] for index in range(3)]
-        plan = Plan(**(defaults | plan))
-        return Practice(Accelerator(cpu=True), load_model(), processor, pairs, held_out, plan, tmp_path / name)
+        exam = [pairs[index] for index in range(held_out)]
+        model, plan = model or load_model(), Plan(**(defaults | plan))
+        return Practice(Accelerator(cpu=True), model, processor, pairs, exam, plan, tmp_path / name)
 
     return begin
 
@@ -116,6 +120,21 @@ def test_an_answer_ends_with_the_end_token(load_model, processor, photos):
     (short,) = answer(model, inputs, 4)
     first = long.tokens.tolist().index(int(long.tokens[1]))
     assert short.tokens.tolist() == long.tokens[: first + 1].tolist() and len(short.likely) == first + 1
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"repetition_penalty": 3.0}, {"num_beams": 2}, {"do_sample": True, "temperature": 9.0}, {"stop_strings": "a"}],
+)
+def test_the_teacher_is_asked_without_the_checkpoints_own_generation_settings(own, load_model, processor, photos):
+    """Qwen2.5-VL's has a penalty on repetition: with it, a model disagreed with itself."""
+    model, pairs = load_model(), [Photos(photos)[index] for index in range(3)]
+    expected = Exam.by(model, processor, pairs, 6, batch=3).answers
+    model.generation_config.update(**own)
+    exam = Exam.by(model, processor, pairs, 6, batch=3)
+    assert [taught.tokens.tolist() for taught in exam.answers] == [taught.tokens.tolist() for taught in expected]
+    assert exam.take(model, processor, 3)["off"].same == 1
+    assert all(getattr(model.generation_config, name) == value for name, value in own.items())
 
 
 def test_answers_are_asked_for_once(begin):
@@ -193,6 +212,29 @@ def test_worse_is_a_mean_over_all_settings_but_off():
     assert what_got_worse(before, before | {"a": Agreement(0.3, 0.8, 9), "b": Agreement(0.2, 0.6, 9)}) is None
     assert "rose from 0.3000 to 0.3500" in what_got_worse(before, before | {"a": Agreement(0.3, 0.8, 9)})
     assert "fell from 70.0 to 60.0 %" in what_got_worse(before, before | {"a": Agreement(0.1, 0.6, 9)})
+    assert "rose from 0.3000 to nan" in what_got_worse(before, before | {"a": Agreement(math.nan, 0.8, 9)})
+
+
+def test_a_loss_that_is_no_number_ends_practice_and_the_saved_state_stays(begin):
+    practice = begin(steps=1)
+    practice.run()
+    kept = practice.state.read_bytes()
+    practice = begin(steps=2)
+    with torch.no_grad():
+        practice.bare.model.visual.branch.conv.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="the loss of step 2 is nan: expected a number"):
+        practice.run()
+    assert practice.state.read_bytes() == kept
+
+
+def test_what_has_practised_practises_on(begin, load_model, processor):
+    model = load_model()
+    branch = let_learn(training.add_branch(model))
+    before = {name: weight.clone() for name, weight in branch.state_dict().items()}
+    practice = begin(model=model, steps=1)
+    assert practice.bare.model.visual.branch is branch and processor.image_processor.patch_parts is True
+    practice.run()
+    assert not torch.equal(branch.zero.weight, before["zero.weight"])
 
 
 @pytest.mark.parametrize(
@@ -202,6 +244,8 @@ def test_worse_is_a_mean_over_all_settings_but_off():
         ({"minutes": math.inf}, "no end"),
         ({"steps": 3, "batch": 0}, "batch=0: expected more than 0"),
         ({"steps": 3, "lr": math.nan}, "lr=nan"),
+        ({"steps": 3, "lr": math.inf}, "lr=inf"),
+        ({"steps": 3, "save_every": -60}, "save_every=-60"),
     ],
 )
 def test_plans_that_cannot_be(plan, message):
@@ -215,7 +259,66 @@ def test_split_weights_are_refused_by_name(begin, monkeypatch):
         begin()
 
 
-def test_another_practice_in_the_same_folder_is_refused(begin):
-    begin(steps=1).run()
+def test_another_practice_in_the_same_folder_is_refused(begin, load_model):
+    """Before a state was saved too: answers and judgement are kept from the first minute."""
+    begin()
     with pytest.raises(ValueError, match=r"holds a practice with \{'views': 2\}, not \{'views': 3\}"):
-        begin(steps=1, views=3)
+        begin(views=3)
+    with pytest.raises(ValueError, match=r"'held out'.*go on with the same model, images, prompts and options"):
+        begin(held_out=2)
+    with pytest.raises(ValueError, match=r"\{'dtype': 'torch.float32'"):
+        begin(model=load_model(dtype=torch.bfloat16))
+    other = load_model()
+    with torch.no_grad():
+        other.lm_head.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"with \{'weights': "):
+        begin(model=other)
+    begin(steps=1, lr=1e-2).run()
+
+
+def test_damaged_files_are_named(begin):
+    practice = begin(steps=1)
+    practice.run()
+    for file in (practice.state, practice.folder / "before.json", practice.folder / "plan.json"):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:20])
+        with pytest.raises(ValueError, match=f"{file.name} is damaged"):
+            begin(steps=1)
+        file.write_bytes(whole)
+    begin(steps=1)
+
+
+def test_steps_after_the_last_saved_state_are_logged_once(begin):
+    """They are done again by the call that goes on after a process was killed."""
+    practice = begin(steps=2)
+    practice.run()
+    with open(practice.folder / "log.jsonl", "a") as log:
+        log.write('{"step": 3, "seconds": 9, "loss": 1.0}\n{"step": 4, "sec')
+    begin(steps=3).run()
+    assert len(losses(practice)) == 3
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    file = tmp_path / "state.pt"
+    replace(file, "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*state\.pt'"):
+        replace(file, "new")
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+class Refusing:
+    def __getitem__(self, index):
+        raise ValueError(f"no pair {index}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_error_of_a_process_that_prepares_pictures_is_one_line(workers, processor, tmp_path):
+    steps = steps_from(3, Refusing(), processor, Share(2, 1, 0, 1, 0, tmp_path), workers)
+    with pytest.raises(ValueError) as caught:
+        next(steps)
+    assert str(caught.value) == "no pair 6"

@@ -3,8 +3,10 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from transformers_apt.cli.main import app
@@ -43,6 +45,8 @@ def test_it_practises_judges_and_saves_and_goes_on(practise, images, tmp_path):
     done = practise(*prompts, "--steps", 20, *SMALL)
     assert done.exit_code == 0, done.output
     assert "| off |" in done.stdout and "100.0 → 100.0" in done.stdout and "| budget 0.3 |" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80, "a terminal's width"
+    assert done.stderr.endswith(f"saved in {tmp_path / 'out'}\n")
     out = tmp_path / "out"
     assert {"README.md", "branch.safetensors", "branch_config.json"} <= {path.name for path in out.iterdir()}
     log = out / "practice" / "log.jsonl"
@@ -50,6 +54,42 @@ def test_it_practises_judges_and_saves_and_goes_on(practise, images, tmp_path):
     again = practise(*prompts, "--steps", 21, *SMALL)
     assert again.exit_code == 0, again.output
     assert [json.loads(line)["step"] for line in log.open()] == list(range(1, 22))
+
+
+def test_it_goes_on_in_the_branch_folder_of_the_checkpoint(practise, folder, tmp_path):
+    """Where `load` looks: the second call meets its own branch, or a folder that has none yet."""
+    checkpoint = shutil.copytree(folder, tmp_path / "checkpoint")
+    place = (
+        "--prompt",
+        "Hi",
+        "--model",
+        checkpoint,
+        "--out",
+        checkpoint / "branch",
+        *SMALL,
+        "--lr",
+        1e-30,
+    )  # changes no bit
+    (checkpoint / "branch" / "practice").mkdir(parents=True)
+    for steps in (1, 2):
+        done = practise(*place, "--steps", steps)
+        assert done.exit_code == 0, done.output
+    assert (checkpoint / "branch" / "branch.safetensors").exists()
+
+
+def test_folders_that_hold_something_else_are_refused(practise, folder, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        done = practise("--prompt", "Hi", "--out", out)
+        assert done.exit_code == BAD_INPUT and f"{tmp_path / 'file'} is a file; expected a folder" in done.stderr
+    done = practise("--prompt", "Hi", "--out", folder)
+    assert done.exit_code == BAD_INPUT and "is the model's own folder; expected one of its own" in done.stderr
+
+
+def test_a_prompt_with_a_place_for_an_image_is_refused(practise):
+    done = practise("--prompt", "What is <|image_pad|>?")
+    assert done.exit_code == BAD_INPUT and "has <|image_pad|> in it: leave it out" in done.stderr, done.output
+    assert done.stderr.count("error:") == 1
 
 
 def test_what_got_worse_is_one_line_and_exit_code_1(practise, tmp_path):
@@ -69,6 +109,9 @@ def test_what_got_worse_is_one_line_and_exit_code_1(practise, tmp_path):
         (("--prompt", "Hi", "--images", "one"), "is the only image; expected two or more"),
         (("--prompt", "Hi", "--student", "all"), "student='all': expected one of ['branch', 'lora']"),
         (("--prompt", "Hi", "--dtype", "int8"), "--dtype int8: expected float32"),
+        (("--prompt", " "), "--prompt: prompt is ' '; expected a text"),
+        (("--prompt", "Hi", "--seed", "-1"), "'--seed': Input should be greater"),
+        (("--prompt", "Hi", "--save-minutes", "nan"), "save_every=nan: expected more than 0"),
         (("--prompt", "Hi", "--minutes", "0"), "minutes=0.0: expected more than 0"),
         (("--prompt", "Hi", "--model", "/missing"), "/missing"),
     ],
@@ -91,6 +134,7 @@ def test_bad_input_is_one_line(practise, photos, tmp_path, monkeypatch, options,
         ('["a.png", "Hi"]', "line 2: TypeError"),
         ('{"image": "a.png"}', "line 2: KeyError('prompt')"),
         ('{"image": "a.png", "prompt": " "}', "line 2: prompt is ' '; expected a text"),
+        ('{"image": "a.png", "prompt": "\\ud800"}', "line 2: prompt is '\\ud800', half a character"),
         ('{"image": "d.png", "prompt": "Hi"}', "d.png' does not exist; expected a path in"),
     ],
 )
@@ -100,6 +144,43 @@ def test_lines_that_cannot_be_used_are_named(images, tmp_path, line, message):
     with pytest.raises(ValueError) as caught:
         read_rows(images, [], file)
     assert message in str(caught.value)
+
+
+def test_encodings_of_the_file_of_prompts(images, tmp_path):
+    file, line = tmp_path / "prompts.jsonl", '{"image": "a.png", "prompt": "Où?\u2028"}'
+    file.write_text(line, encoding="utf-8-sig")
+    assert read_rows(images, [], file) == [(images / "a.png", "Où?\u2028")]
+    file.write_bytes(line.replace("\u2028", "").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.jsonl is not in UTF-8 \(invalid start byte at byte"):
+        read_rows(images, [], file)
+
+
+def test_images_that_cannot_be_read_are_left_out_and_named(images, caplog):
+    (images / "cut.png").write_bytes((images / "a.png").read_bytes()[:300])
+    (images / "none.jpg").write_text("no image")
+    (images / "folder.png").mkdir()
+    Image.new("RGB", (603, 3)).save(images / "long.png")
+    rows = read_rows(images, ["Hi"], None)
+    assert len(rows) == 6
+    pairs = FilePairs(rows, seed=0)
+    assert {pairs[index].key for index in range(6)} == {pair.key for pair in pairs.once()}
+    assert len(pairs.once()) == 3
+    for name in ("cut.png", "none.jpg", "long.png"):
+        assert sum(name in record.message for record in caplog.records) == 1, name
+    unreadable = FilePairs([row for row in rows if row[0].name == "cut.png"], seed=0)
+    with pytest.raises(ValueError, match="none can be read"):
+        unreadable[0]
+    with pytest.raises(ValueError, match="none of the images held out can be read"):
+        unreadable.once()
+
+
+def test_no_more_is_held_out_than_was_asked_for():
+    rows = [(Path(f"{index}.png"), f"{turn}") for index in range(9) for turn in range(20 if index < 4 else 1)]
+    for seed in range(5):
+        _, held_out = hold_out(rows, 4, seed)
+        assert len(held_out) == 4
+        _, held_out = hold_out(rows[:80], 4, seed)
+        assert len(held_out) == 20, "one image at least"
 
 
 def test_without_accelerate_the_error_says_what_to_install(practise, monkeypatch):
