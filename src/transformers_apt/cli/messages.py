@@ -19,7 +19,7 @@ BAD_INPUT = 2
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 CHECKPOINT = f"Folder or hub id of a checkpoint ({', '.join(dict.fromkeys(map(series_of, NAMES)))})"
-PLAIN = {"×": "x", "…": "...", "✓": "(right)", "✗": "(wrong)", "²": "^2", "–": "-", "’": "'"}
+PLAIN = {"×": "x", "…": "...", "✓": "(right)", "✗": "(wrong)", "²": "^2", "–": "-", "’": "'", "→": "->"}
 """For a terminal that cannot show these."""
 
 

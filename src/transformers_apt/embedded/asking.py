@@ -17,6 +17,9 @@ IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 )
 
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What PIL raises at files that are no images, or damaged, or too large."""
+
 
 def image_files(folder: Path, paths: Iterable[Path]) -> list[Path]:
     """Those of the paths in a folder that are image files by their names, and neither hidden nor in a hidden folder.
@@ -41,15 +44,10 @@ def load_photo(path: Path) -> Image.Image:
     from transformers.image_utils import load_image
 
     try:
-        return load_image(_in_bytes(Image.open(path))).convert(
-            "RGB"
-        )  # turns a phone's photo upright, as upstream does
+        photo = load_image(_in_bytes(Image.open(path)))  # turns a phone's upright, as upstream does
+        return photo.convert("RGB")
     except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as an image ({error}); expected a JPEG, PNG or the like") from error
-
-
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What PIL raises at files that are no images, or damaged, or too large."""
 
 
 def _in_bytes(image: Image.Image) -> Image.Image:

@@ -80,7 +80,8 @@ class Exam:
                 divergences.append(divergence(logits, taught))
                 # the first wrong token would change a greedy answer
                 same.append(bool((logits.argmax(-1).cpu() == taught.tokens).all()))
-        return Agreement(float(torch.cat(divergences).mean()), sum(same) / len(same), sum(tokens) / len(tokens))
+        mean = torch.cat(divergences).mean().clamp(min=0)  # rounding may end below
+        return Agreement(float(mean), sum(same) / len(same), sum(tokens) / len(tokens))
 
 
 def student_logits(
@@ -105,7 +106,7 @@ def what_got_worse(before: Mapping[str, Agreement], after: Mapping[str, Agreemen
     said = []
     if not mean(after, "divergence") <= mean(before, "divergence"):  # nor what is no number
         rose = (mean(found, "divergence") for found in (before, after))
-        said.append("the divergence from full resolution rose from {:.4f} to {:.4f} nats a token".format(*rose))
+        said.append("the divergence from full resolution rose from {:.6g} to {:.6g} nats a token".format(*rose))
     if mean(after, "same") < mean(before, "same"):
         fell = (100 * mean(found, "same") for found in (before, after))
         said.append("the share of answers as at full resolution fell from {:.1f} to {:.1f} %".format(*fell))

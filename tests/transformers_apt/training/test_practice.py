@@ -210,9 +210,9 @@ def test_worse_is_a_mean_over_all_settings_but_off():
     before = {"off": Agreement(0, 1, 9), "a": Agreement(0.2, 0.8, 9), "b": Agreement(0.4, 0.6, 9)}
     assert what_got_worse(before, before) is None
     assert what_got_worse(before, before | {"a": Agreement(0.3, 0.8, 9), "b": Agreement(0.2, 0.6, 9)}) is None
-    assert "rose from 0.3000 to 0.3500" in what_got_worse(before, before | {"a": Agreement(0.3, 0.8, 9)})
+    assert "rose from 0.3 to 0.35" in what_got_worse(before, before | {"a": Agreement(0.3, 0.8, 9)})
     assert "fell from 70.0 to 60.0 %" in what_got_worse(before, before | {"a": Agreement(0.1, 0.6, 9)})
-    assert "rose from 0.3000 to nan" in what_got_worse(before, before | {"a": Agreement(math.nan, 0.8, 9)})
+    assert "rose from 0.3 to nan" in what_got_worse(before, before | {"a": Agreement(math.nan, 0.8, 9)})
 
 
 def test_a_loss_that_is_no_number_ends_practice_and_the_saved_state_stays(begin):
