@@ -70,7 +70,7 @@ def practise(
         complain("[red]worse:[/red]", error)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        complain("[yellow]stopped:[/yellow]", "the state is saved; the same command goes on")
+        complain("[yellow]stopped:[/yellow]", "the same command goes on from the state that was saved last")
         raise typer.Exit(INTERRUPTED) from error
     except command.EXPECTED as error:
         raise fail(error) from error

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from apt_code import InvalidLayoutError, PatchLayout
-from tests.transformers_apt.models.references import layouts_of, visual
+from tests.transformers_apt.models.references import BUDGET, layouts_of, visual
 from tests.transformers_apt.models.slow_towers import slow_tower
 from tests.transformers_apt.training.conftest import let_learn, logits, without_parts
 from transformers_apt import training
@@ -36,6 +36,20 @@ def test_at_full_resolution_a_trained_branch_changes_no_bit(settings, model, pro
     processor.image_processor.patch_parts = True
     assert torch.equal(logits(model, processor(**call)), before[0])
     assert not torch.equal(logits(model, batch), before[1]), "the branch was meant to change something"
+
+
+@pytest.mark.every_family(moe=True)
+def test_beside_a_mixed_picture_a_whole_one_changes_no_bit(model, processor, half_plain, photos):
+    """In one call, so in one sequence of the tower."""
+    processor.image_processor.patch_parts = True
+    call = {"images": [photos[0]], "return_tensors": "pt"}
+    whole = processor.image_processor(**call, patch_selection_method="budget", alpha=1.0)
+    mixed = processor.image_processor(**call | {"images": [half_plain]}, **BUDGET)
+    joined = {name: torch.cat([mixed[name], whole[name], mixed[name]]) for name in whole}
+    before = model.get_image_features(**without_parts(joined)).pooler_output
+    let_learn(training.add_branch(model))
+    after = model.get_image_features(**joined).pooler_output
+    assert [torch.equal(*pair) for pair in zip(after, before, strict=True)] == [False, True, False]
 
 
 class Recomputed:
