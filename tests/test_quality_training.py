@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ pytest.importorskip("font_roboto", reason="pip install 'transformers-apt[bench]'
 
 from transformers import Qwen2VLForConditionalGeneration
 
-from benchmarks.quality import assets, export, fast_forward, questions, scenes, stream, train
+from benchmarks.quality import assets, export, fast_forward, questions, scenes, stream, train, trials
 from benchmarks.quality.collate import IGNORE, NO_DIGIT, Prompter, collate
 from benchmarks.quality.mixed import collate_mixed, draw_selection
 from benchmarks.quality.stream import make_batch
@@ -85,6 +87,20 @@ def test_fast_forward_is_upstreams_forward(processor, samples, size):
             assert torch.allclose(ours, expected[places], atol=1e-4), (ours - expected[places]).abs().max()
             assert torch.equal(labels[start : start + len(places)], inputs["input_ids"][0, places + 1])
             start += len(places)
+
+
+@pytest.mark.parametrize(("thresholds", "taken"), [([math.inf, 0.0], True), ([0.0, 0.0], False)])
+def test_tokens_of_28_px_patches_are_borrowed_from_full_resolution(processor, samples, thresholds, taken):
+    """All patches are of 28 px, or none."""
+    model, prompter = build_model(build_config("test", processor.tokenizer), seed=0), Prompter(processor.tokenizer)
+    setting = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "thresholds": thresholds}
+    mixed = collate_mixed(samples[:1], *SIZE, prompter, setting)
+    w = fast_forward.weights(model, torch.float32)
+    merged = fast_forward.tower(w, model.config, mixed)
+    at_full = fast_forward.tower(w, model.config, collate(samples[:1], *SIZE, prompter))
+    found = trials.borrowed(merged, at_full, mixed)
+    assert torch.equal(found, at_full if taken else merged)
+    assert torch.allclose(merged, at_full, atol=1e-4) != taken
 
 
 def test_every_parameter_learns(processor, samples):

@@ -159,7 +159,7 @@ class Trainer:
         if self.state.exists():
             self._load()
         elif origin is not None:
-            self.model.load_state_dict(_weights(origin))
+            self.model.load_state_dict(weights_of(origin))
 
     def _load(self) -> None:
         state = torch.load(self.state, weights_only=True, map_location="cpu")
@@ -218,7 +218,7 @@ class Trainer:
         return found
 
 
-def _weights(origin: Path) -> dict[str, Tensor]:
+def weights_of(origin: Path) -> dict[str, Tensor]:
     """The weights of a run's folder, or of a checkpoint's."""
     if (origin / "state.pt").exists():
         return torch.load(origin / "state.pt", weights_only=True, map_location="cpu")["model"]
