@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from transformers_apt.training.agreement import Agreement, Exam, as_json, student_logits, what_got_worse
+from transformers_apt.training.agreement import Agreement, Exam, as_json, as_table, student_logits, what_got_worse
 from transformers_apt.training.batches import Share, Step, steps_from
+from transformers_apt.training.card import complete
 from transformers_apt.training.files import read_json, replace
 from transformers_apt.training.identity import identity_of, refuse_another
 from transformers_apt.training.pairs import Pair, Pairs
@@ -329,7 +330,16 @@ class Practice:
         weights = self.accelerator.get_state_dict(self.model)  # of all processes together
         if self.accelerator.is_main_process:
             self.student.save(self.bare, self.out, weights)
+            self._complete_card(after)
         self.accelerator.wait_for_everyone()
+
+    def _complete_card(self, after: dict[str, Agreement]) -> None:
+        """A branch's card says what was measured, where nobody else has written that."""
+        card = self.out / "README.md"
+        if card.exists():
+            plan, table = self.plan, as_table(self.before, after)
+            text = card.read_text(encoding="utf-8")
+            replace(card, complete(text, steps=self.step, batch=plan.batch, views=plan.views, table=table))
 
 
 def _options(strict: bool = True) -> StateDictOptions:

@@ -54,6 +54,9 @@ def test_it_practises_judges_and_saves_and_goes_on(practise, images, tmp_path):
     again = practise(*prompts, "--steps", 21, *SMALL)
     assert again.exit_code == 0, again.output
     assert [json.loads(line)["step"] for line in log.open()] == list(range(1, 22))
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "21 steps of" in card and "20 steps of" not in card and "To be written" not in card
+    assert again.stdout.strip() in card, "the card has the table that was printed"
 
 
 def test_it_goes_on_in_the_branch_folder_of_the_checkpoint(practise, folder, tmp_path):
