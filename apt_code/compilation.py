@@ -46,11 +46,11 @@ def run_kernel(kernel: Callable[..., Any], *args: Any) -> Any:
         raise KernelFailedError(str(kernel)) from error
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile on first use, and keep the result on disk where there is a place for it, by `kernel_cache`."""
     from numba import config, njit
 
-    kernel: Any = njit(nogil=True, error_model="numpy")(function)
+    kernel: Any = njit(nogil=True, error_model="numpy", **options)(function)
     if config.DISABLE_JIT:  # then the function as it is
         return kernel
     try:
@@ -60,6 +60,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     except Exception as error:  # a read-only installation and no home directory: compile once per process instead
         logger.debug("{} is compiled by every process, there is no place to save it: {!r}", function.__name__, error)
     return kernel
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile as part of every kernel that calls it, with what is a constant there."""
+    return compiled(function, forceinline=True)
 
 
 @lru_cache(maxsize=1)

@@ -1,37 +1,185 @@
 """The compiled form of `dropping`, over uint8 images on the CPU; tests hold the two equal, to the bit.
 
 Axis legend: `c` channels, `H W` pixels, `n` patches, `hm wm` merge cells.
+
+First the colours of flat units, a kernel for each size with its widths as constants; then the walk, which reads no
+pixel unless somebody wants to see them. Places in arrays are unsigned where it matters, so that the compiler need not
+ask whether they count from the end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 
-from apt_code.compilation import compiled
+from apt_code.compilation import compiled, inlined
+
+KNOWN_PATCH_SIZES = (14, 16)
+"""Those of the families, in pixels: they get a kernel of their own, all others share one."""
+
+U = np.uintp
 
 
-@compiled
-def _add_line(pixels, top, left, size, line):  # type: ignore[no-untyped-def]
-    """A line of a cell's raster: each of its values is the sum of `size × size` pixels."""
-    line[:] = 0
-    for i in range(size):
-        row = pixels[top + i, left : left + line.shape[0] * size]
-        for x in range(line.shape[0]):
-            for j in range(size):
-                line[x] += row[x * size + j]
+def keep_unlike(
+    image: np.ndarray,
+    patches: np.ndarray,
+    patch_size: int,
+    flat: float,
+    predict: float,
+    stays: np.ndarray,
+    seen: np.ndarray,
+) -> None:
+    """Say of each patch whether it stays, and what is left of the picture.
+
+    Args:
+        image: `(c, H, W)` uint8, contiguous.
+        patches: `(n, 3)` int64 `(row, col, size)` of one tiling, in canonical order.
+        patch_size: as `dropping.drop_repeats`.
+        flat, predict: tolerances; a rule with a negative one is off.
+        stays: `(n,)` bool, all true, written.
+        seen: `(c, H, W)` uint8, a copy of the image, written; `(c, 0, 0)` if nobody asks, then `predict` is off.
+    """
+    known = patch_size if patch_size in KNOWN_PATCH_SIZES else 0
+    sums = np.full((len(patches), len(image)), -1, np.int64)
+    sizes = int(np.bitwise_or.reduce(patches[:, 2]))  # each is a bit
+    for size in (1 << scale for scale in range(sizes.bit_length()) if flat >= 0 and sizes >> scale & 1):
+        _flat_kernel(known, size)(image, patches, patch_size, flat, sums)
+    rows, cols = image.shape[1] // (2 * patch_size), image.shape[2] // (2 * patch_size)
+    units = np.full((rows, cols), -1, np.int64)
+    roots = np.empty((rows, cols, len(image)), np.int64)  # sums over `pixels` pixels, so that all is exact
+    pixels = np.zeros((rows, cols), np.int64)  # 0 where a cell is not flat
+    coarsest = max(1, (1 << sizes.bit_length()) // 4)  # in merge cells
+    walk = _walk_kernel(seen.size > 0)
+    walk(image, patches, sums, patch_size, coarsest, flat, predict, stays, seen, units, roots, pixels)
 
 
-@compiled
-def _add_raster(pixels, top, left, side, size):  # type: ignore[no-untyped-def]
-    """Sum and sum of squares over the raster of a cell."""
+@inlined
+def _add_line(plane, top, left, width, size):  # type: ignore[no-untyped-def]
+    """Sum and sum of squares over a line of a raster: each value is the sum of `size × size` pixels."""
     total, square = np.int64(0), np.int64(0)
-    line = np.empty(side // size, np.int64)
-    for y in range(0, side, size):
-        _add_line(pixels, top + y, left, size, line)
-        for x in range(line.shape[0]):
-            total += line[x]
-            square += line[x] * line[x]
+    for x in range(U(width)):
+        value = np.int32(0)
+        for j in range(U(size)):
+            for k in range(U(size)):
+                value += plane[top + j, left + x * U(size) + k]
+        total += value
+        square += np.int64(value) * np.int64(value)
     return total, square
+
+
+@lru_cache(maxsize=32)
+def _flat_kernel(known_patch_size: int, size: int) -> Callable[..., Any]:
+    """The kernel for units of one size: whole patches, or, with 1, split merge cells."""
+
+    @compiled
+    def add_flat(image, patches, given_size, tolerance, sums):  # type: ignore[no-untyped-def]
+        """Write the sums over the rasters of flat units; a first one of −1 stands for a unit that is not flat."""
+        p = known_patch_size if known_patch_size else given_size
+        width = 2 * p if size == 1 else p  # of the raster
+        area = size * size
+        limit = (tolerance * area) * (tolerance * area)
+        for i in range(patches.shape[0]):
+            row, col = patches[i, 0], patches[i, 1]
+            if patches[i, 2] != size or (size == 1 and (row % 2 or col % 2)):
+                continue
+            top, left, flat = U(row * p), U(col * p), True
+            for channel in range(image.shape[0]):
+                plane = image[channel]
+                total, square, values = np.int64(0), np.int64(0), 0
+                for y in range(U(width)):
+                    more, more_square = _add_line(plane, top + y * U(size), left, width, size)
+                    total += more
+                    square += more_square
+                    values += width
+                    # Squared differences from the mean only grow from line to line: what is too far apart is so after
+                    # a few. By a little more than the limit, because it is rounded; the last line decides.
+                    apart = np.float64(values * square - total * total)
+                    if apart > limit * (1.000001 * values) * (width * width):
+                        flat = False
+                        break
+                if not flat or apart > limit * (values * values):
+                    flat = False
+                    break
+                sums[i, channel] = total
+            if not flat:
+                sums[i, 0] = -1
+
+    return add_flat
+
+
+@lru_cache(maxsize=2)
+def _walk_kernel(sees: bool) -> Callable[..., Any]:
+    """The kernel for the walk, with three arrays to work in; `sees` where `seen` is there."""
+
+    @compiled
+    def walk(image, patches, sums, patch_size, coarsest, flat, predict, stays, seen, units, roots, pixels):  # type: ignore[no-untyped-def]
+        if sees:
+            _average(image, patches, patch_size, seen)
+        rows, cols = units.shape
+        for i in range(patches.shape[0]):
+            if patches[i, 0] % 2 == 0 and patches[i, 1] % 2 == 0:
+                units[patches[i, 0] // 2, patches[i, 1] // 2] = i
+        bits = 0
+        while coarsest >> bits:
+            bits += 1
+        for top in range(0, rows, coarsest):
+            for left in range(0, cols, coarsest):
+                for place in range(coarsest * coarsest):
+                    row, col = top, left
+                    for bit in range(bits):
+                        col += (place >> 2 * bit & 1) << bit
+                        row += (place >> (2 * bit + 1) & 1) << bit
+                    if row >= rows or col >= cols or units[row, col] < 0:
+                        continue
+                    first = units[row, col]
+                    size = patches[first, 2]
+                    side = max(1, size // 2)  # of the unit, in merge cells
+                    px = side * 2 * patch_size
+                    root, count, dropped = sums[first], px * px, False
+                    if root[0] >= 0:
+                        r, c = _root_beside(roots, pixels, row, col, side, flat, root, count)
+                        if r >= 0:
+                            root, count, dropped = roots[r, c], pixels[r, c], True
+                        for y in range(row, row + side):
+                            for x in range(col, col + side):
+                                pixels[y, x] = count
+                                for channel in range(image.shape[0]):
+                                    roots[y, x, channel] = root[channel]
+                    if sees:
+                        down, right = row * 2 * patch_size, col * 2 * patch_size
+                        if dropped:
+                            for channel in range(image.shape[0]):
+                                level = (2 * root[channel] + count) // (2 * count)
+                                seen[channel, down : down + px, right : right + px] = level
+                        elif predict >= 0 and _repeat_likely(seen, down, right, px, predict):
+                            dropped = True
+                            pixels[row : row + side, col : col + side] = 0  # no colour to hand on
+                    if dropped:
+                        for k in range(first, first + (4 if size == 1 else 1)):
+                            stays[k] = False
+
+    return walk
+
+
+@compiled
+def _root_beside(roots, pixels, row, col, side, tolerance, root, count):  # type: ignore[no-untyped-def]
+    """The merge cell on the left of a flat unit, or above, whose root it inherits; `(-1, -1)` if there is none."""
+    for above in (False, True):
+        if (row if above else col) == 0:
+            continue
+        alike = True
+        for i in range(side):
+            r, c = (row - 1, col + i) if above else (row + i, col - 1)
+            alike = alike and pixels[r, c] > 0
+            for channel in range(root.shape[0] if alike else 0):
+                difference = abs(root[channel] * pixels[r, c] - roots[r, c, channel] * count)
+                alike = alike and difference <= tolerance * (count * pixels[r, c])
+        if alike:
+            return (row - 1, col) if above else (row, col - 1)
+    return -1, -1
 
 
 @compiled
@@ -41,18 +189,18 @@ def _average(image, patches, patch_size, seen):  # type: ignore[no-untyped-def]
         size = patches[i, 2]
         if size == 1:
             continue
-        top, left, side = patches[i, 0] * patch_size, patches[i, 1] * patch_size, size * patch_size
-        area = size * size
-        line, row = np.empty(patch_size, np.int64), np.empty(side, np.uint8)
+        top, left, side, area = patches[i, 0] * patch_size, patches[i, 1] * patch_size, size * patch_size, size * size
         for channel in range(image.shape[0]):
             for y in range(top, top + side, size):
-                _add_line(image[channel], y, left, size, line)
-                for x in range(patch_size):
-                    level = (2 * line[x] + area) // (2 * area)
+                for x in range(left, left + side, size):
+                    total = np.int64(0)
                     for j in range(size):
-                        row[x * size + j] = level
-                for i in range(size):
-                    seen[channel, y + i, left : left + side] = row
+                        for k in range(size):
+                            total += image[channel, y + j, x + k]
+                    level = (2 * total + area) // (2 * area)
+                    for j in range(size):
+                        for k in range(size):
+                            seen[channel, y + j, x + k] = level
 
 
 @compiled
@@ -89,98 +237,3 @@ def _repeat_likely(seen, row, col, side, most):  # type: ignore[no-untyped-def]
             for x in range(side):
                 seen[channel, row + y, col + x] = seen[channel, from_row + y, from_col + x]
     return True
-
-
-@compiled
-def _is_flat(image, row, col, size, patch_size, tolerance, root):  # type: ignore[no-untyped-def]
-    """Whether the raster of a unit is flat; its sums are then in `root`."""
-    values, area = (max(size, 2) // size * patch_size) ** 2, size * size
-    limit = (tolerance * area) * (tolerance * area) * (values * values)
-    for channel in range(image.shape[0]):
-        total, square = _add_raster(
-            image[channel], row * 2 * patch_size, col * 2 * patch_size, max(size, 2) * patch_size, size
-        )
-        if np.float64(values * square - total * total) > limit:
-            return False
-        root[channel] = total
-    return True
-
-
-@compiled
-def _root_beside(roots, pixels, row, col, side, tolerance, root, count):  # type: ignore[no-untyped-def]
-    """The merge cell on the left of a flat unit, or above, whose root it inherits; `(-1, -1)` if there is none."""
-    for above in (False, True):
-        if (row if above else col) == 0:
-            continue
-        alike = True
-        for i in range(side):
-            r, c = (row - 1, col + i) if above else (row + i, col - 1)
-            alike = alike and pixels[r, c] > 0
-            for channel in range(root.shape[0]):
-                difference = abs(root[channel] * pixels[r, c] - roots[r, c, channel] * count)
-                alike = alike and difference <= tolerance * (count * pixels[r, c])
-        if alike:
-            return (row - 1, col) if above else (row, col - 1)
-    return -1, -1
-
-
-@compiled
-def keep_unlike(image, patches, patch_size, flat, predict, stays, seen):  # type: ignore[no-untyped-def]
-    """Say of each patch whether it stays, and what is left of the picture.
-
-    Args:
-        image: `(c, H, W)` uint8.
-        patches: `(n, 3)` int64 `(row, col, size)` of one tiling, in canonical order.
-        patch_size: as `dropping.drop_repeats`.
-        flat, predict: tolerances; a rule with a negative one is off.
-        stays: `(n,)` bool, all true, written.
-        seen: `(c, H, W)` uint8, a copy of the image, written; `(c, 0, 0)` if nobody asks, then `predict` is off.
-    """
-    rows, cols = image.shape[1] // (2 * patch_size), image.shape[2] // (2 * patch_size)
-    show = seen.size > 0
-    if show:
-        _average(image, patches, patch_size, seen)
-    roots = np.zeros((rows, cols, image.shape[0]), np.int64)  # sums over `pixels` pixels, so that all is exact
-    pixels = np.zeros((rows, cols), np.int64)  # 0 where a cell is not flat
-    units = np.full((rows, cols), -1, np.int64)
-    coarsest = 1
-    for i in range(patches.shape[0]):
-        if patches[i, 0] % 2 == 0 and patches[i, 1] % 2 == 0:
-            units[patches[i, 0] // 2, patches[i, 1] // 2] = i
-        coarsest = max(coarsest, patches[i, 2] // 2)
-    bits = 0
-    while coarsest >> bits:
-        bits += 1
-    root = np.empty(image.shape[0], np.int64)
-    for top in range(0, rows, coarsest):
-        for left in range(0, cols, coarsest):
-            for place in range(coarsest * coarsest):
-                row, col = top, left
-                for bit in range(bits):
-                    col += (place >> 2 * bit & 1) << bit
-                    row += (place >> (2 * bit + 1) & 1) << bit
-                if row >= rows or col >= cols or units[row, col] < 0:
-                    continue
-                first = units[row, col]
-                size = patches[first, 2]
-                side = max(1, size // 2)  # of the unit, in merge cells
-                down, right, px = row * 2 * patch_size, col * 2 * patch_size, side * 2 * patch_size
-                dropped = False
-                if flat >= 0 and _is_flat(image, row, col, size, patch_size, flat, root):
-                    count = px * px
-                    r, c = _root_beside(roots, pixels, row, col, side, flat, root, count)
-                    if r >= 0:
-                        dropped = True
-                        root[:], count = roots[r, c], pixels[r, c]
-                    pixels[row : row + side, col : col + side] = count
-                    for channel in range(image.shape[0]):
-                        roots[row : row + side, col : col + side, channel] = root[channel]
-                        if dropped and show:
-                            level = (2 * root[channel] + count) // (2 * count)
-                            seen[channel, down : down + px, right : right + px] = level
-                if not dropped and predict >= 0 and _repeat_likely(seen, down, right, px, predict):
-                    dropped = True
-                    pixels[row : row + side, col : col + side] = 0  # no colour to hand on
-                if dropped:
-                    for i in range(first, first + (4 if size == 1 else 1)):
-                        stays[i] = False

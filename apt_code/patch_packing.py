@@ -150,9 +150,9 @@ class RowPacker:
 
         patches = _patches_of(images, layouts, self.patch_size)
         largest = max(1, int(patches[:, 2].max()))
-        if largest > patch_packing_kernel.LARGEST_SIZE:
+        if largest > patch_packing_kernel.SIZES[-1]:
             raise ValueError(
-                f"a patch of size {largest}: expected at most {patch_packing_kernel.LARGEST_SIZE} base cells along a "
+                f"a patch of size {largest}: expected at most {patch_packing_kernel.SIZES[-1]} base cells along a "
                 "side; build the layout with fewer scales"
             )
         affine = self._believed(images.shape[1], largest)
@@ -161,11 +161,11 @@ class RowPacker:
         else:
             table, mean, std = _NOTHING[None], np.array(affine.mean, np.float32), np.array(affine.std, np.float32)
         ends = np.cumsum([layout.num_patches for layout in layouts])
-        wrong = run_kernel(
+        good = run_kernel(
             patch_packing_kernel.gather_rows, images.contiguous().numpy(), patches.numpy(), ends, np.array(starts),
             table, _averages(largest)[1], mean, std, self.patch_size, self.frames, rows.numpy(),
         )  # fmt: skip
-        if wrong >= 0:
+        if not good:
             for layout in layouts:
                 layout.validate()
 

@@ -3,67 +3,47 @@
 Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `n` patches. Every sum is exact, so the results are
 those of the plain code to the bit; tests hold the two equal.
 
-Inner loops are functions of their own over one line of pixels: so the compiler sees that the arrays do not overlap and
-turns them into vector code. A constant where a width is known lets it unroll them.
+Widths are constants of the kernel, for the compiler to unroll; places in arrays are unsigned, so that it need not ask
+whether they count from the end. A patch is brought together first and finished in one loop: over short lines, the
+questions whether arrays overlap would take longer than the arithmetic.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from apt_code.compilation import compiled
 
-LARGEST_SIZE = 16
+KNOWN_PATCH_SIZES = (14, 16)
+"""Those of the families, in pixels: they get a kernel of their own, all others share one."""
+
+SIZES = (1, 2, 4, 8, 16)
 """Packing adds up to 16 × 16 bytes in 16 bits."""
 
-
-@compiled
-def _add_rows(pixels, top, left, size, wide, sums):  # type: ignore[no-untyped-def]
-    """Add up each `size` pixel rows of a patch that is `wide` pixels wide."""
-    for y in range(sums.shape[0] // wide):
-        line = sums[y * wide : (y + 1) * wide]
-        row = pixels[top + y * size, left : left + wide]
-        for x in range(wide):
-            line[x] = row[x]
-        for i in range(1, size):
-            row = pixels[top + y * size + i, left : left + wide]
-            for x in range(wide):
-                line[x] += np.uint16(row[x])
+U = np.uintp
 
 
-@compiled
-def _look_up(sums, table, values):  # type: ignore[no-untyped-def]
-    for x in range(values.shape[0]):
-        values[x] = table[sums[x]]
-
-
-@compiled
-def _copy(values, row):  # type: ignore[no-untyped-def]
-    for x in range(values.shape[0]):
-        row[x] = values[x]
-
-
-@compiled
-def _scale(sums, per_pixel, mean, std, values):  # type: ignore[no-untyped-def]
-    for x in range(values.shape[0]):
-        values[x] = (np.float32(sums[x]) * per_pixel - mean) / std
-
-
-@compiled
-def _scale_patch(pixels, top, left, side, mean, std, values):  # type: ignore[no-untyped-def]
-    """`_scale` of a patch of the finest size, straight from its pixels."""
-    for y in range(side):
-        row, line = pixels[top + y, left : left + side], values[y * side : (y + 1) * side]
-        for x in range(side):
-            line[x] = (np.float32(row[x]) - mean) / std
-
-
-@compiled
-def gather_rows(images, patches, ends, places, tables, starts, means, stds, patch_size, frames, rows):  # type: ignore[no-untyped-def]
+def gather_rows(
+    images: np.ndarray,
+    patches: np.ndarray,
+    ends: np.ndarray,
+    places: np.ndarray,
+    tables: np.ndarray,
+    starts: np.ndarray,
+    means: np.ndarray,
+    stds: np.ndarray,
+    patch_size: int,
+    frames: int,
+    rows: np.ndarray,
+) -> bool:
     """Finish every pixel of the kept patches: as `(pixel − mean) / std`, or by looking it up.
 
     Args:
-        images: `(b, c, H, W)` uint8.
+        images: `(b, c, H, W)` uint8, contiguous.
         patches: `(n, 3)` int64 `(row, col, size)`, of all images one after the other.
         ends: `(b,)` int64, where each image's patches end.
         places: `(b,)` int64, where each image's rows begin.
@@ -74,50 +54,76 @@ def gather_rows(images, patches, ends, places, tables, starts, means, stds, patc
         rows: `(at least n, c·frames·patch_size²)` float32, written.
 
     Returns:
-        The index of the first patch that does not lie wholly inside its image, where it stopped; −1 for none.
+        Whether every patch is of one of `SIZES` and lies wholly inside its image; if not, what was written is of no
+        use.
     """
-    height, width = images.shape[2] // patch_size, images.shape[3] // patch_size
-    area = patch_size * patch_size
-    buffer = np.empty(area * (len(starts) - 1), np.uint16)
-    image, place = 0, places[0]
-    for i in range(patches.shape[0]):
-        while i >= ends[image]:
-            image += 1
-            place = places[image]
-        row, col, size = patches[i, 0], patches[i, 1], patches[i, 2]
-        if size < 1 or size >= len(starts) or starts[size] < 0:
-            return i
-        if row < 0 or row > height - size or col < 0 or col > width - size:
-            return i
-        top, left, wide = row * patch_size, col * patch_size, size * patch_size
-        sums = buffer[: patch_size * wide]
-        for channel in range(images.shape[1]):
-            pixels, begin = images[image, channel], channel * frames * area
-            values = rows[place, begin : begin + area]
-            if size == 1 and len(means) > 0:
-                if patch_size == 14:
-                    _scale_patch(pixels, top, left, 14, means[channel], stds[channel], values)
-                else:
-                    _scale_patch(pixels, top, left, patch_size, means[channel], stds[channel], values)
-            else:
-                if wide == 14:
-                    _add_rows(pixels, top, left, 1, 14, sums)
-                elif wide == 28 and size == 2:
-                    _add_rows(pixels, top, left, 2, 28, sums)
-                elif wide == 56 and size == 4:
-                    _add_rows(pixels, top, left, 4, 56, sums)
-                else:
-                    _add_rows(pixels, top, left, size, wide, sums)
-                left_over = patch_size * wide
-                while left_over > area:  # then along the rows: pairs never straddle two of them
-                    left_over //= 2
-                    for x in range(left_over):
-                        sums[x] = sums[2 * x] + sums[2 * x + 1]
-                if len(means) > 0:
-                    _scale(sums, np.float32(1.0 / (size * size)), means[channel], stds[channel], values)
-                else:
-                    _look_up(sums, tables[channel, starts[size] :], values)
-            for frame in range(1, frames):
-                _copy(values, rows[place, begin + frame * area : begin + (frame + 1) * area])
-        place += 1
-    return -1
+    known = patch_size if patch_size in KNOWN_PATCH_SIZES else 0
+    sums, line = np.empty(patch_size**2, np.uint16), np.empty(patch_size * SIZES[-1], np.uint16)
+    sizes = int(np.bitwise_or.reduce(patches[:, 2]))  # each is a bit
+    done = 0
+    for size in (size for size in SIZES if sizes & size):
+        table, kernel = tables[:, starts[size] :], _kernel(known, size, len(means) > 0)
+        done += kernel(images, patches, ends, places, table, means, stds, patch_size, frames, sums, line, rows)
+    return done == len(patches)
+
+
+@lru_cache(maxsize=32)
+def _kernel(known_patch_size: int, size: int, affine: bool) -> Callable[..., Any]:
+    """The kernel for patches of one size, with two arrays to work in; for a patch size, or with 0 for any.
+
+    It returns how many it found, up to one that does not lie inside its image.
+    """
+
+    @compiled
+    def gather(images, patches, ends, places, table, means, stds, patch_size, frames, sums, line, rows):  # type: ignore[no-untyped-def]
+        p = known_patch_size if known_patch_size else patch_size
+        height, width = images.shape[2] // p, images.shape[3] // p
+        per_pixel = np.float32(1.0 / (size * size))
+        image, place, done = 0, places[0], 0
+        for i in range(patches.shape[0]):
+            while i >= ends[image]:
+                image += 1
+                place = places[image]
+            if patches[i, 2] == size:
+                row, col = patches[i, 0], patches[i, 1]
+                if row < 0 or row > height - size or col < 0 or col > width - size:
+                    break
+                top, left, values = U(row * p), U(col * p), rows[place]
+                for channel in range(images.shape[1]):
+                    plane = images[image, channel]
+                    if size <= 2:
+                        for y in range(U(p)):
+                            for x in range(U(p)):
+                                total = np.uint16(0)
+                                for j in range(U(size)):
+                                    for k in range(U(size)):
+                                        total = np.uint16(total + plane[top + y * U(size) + j, left + x * U(size) + k])
+                                sums[y * U(p) + x] = total
+                    else:
+                        for y in range(U(p)):
+                            for x in range(U(p * size)):
+                                total = np.uint16(0)
+                                for j in range(U(size)):
+                                    total = np.uint16(total + plane[top + y * U(size) + j, left + x])
+                                line[x] = total
+                            for x in range(U(p)):
+                                total = np.uint16(0)
+                                for k in range(U(size)):
+                                    total = np.uint16(total + line[x * U(size) + k])
+                                sums[y * U(p) + x] = total
+                    begin = U(channel * frames * p * p)
+                    if affine:
+                        mean, std = means[channel], stds[channel]
+                        for x in range(U(p * p)):
+                            values[begin + x] = (np.float32(sums[x]) * per_pixel - mean) / std
+                    else:
+                        for x in range(U(p * p)):
+                            values[begin + x] = table[channel, sums[x]]
+                    for frame in range(U(1), U(frames)):
+                        for x in range(U(p * p)):
+                            values[begin + frame * U(p * p) + x] = values[begin + x]
+                done += 1
+            place += 1
+        return done
+
+    return gather

@@ -155,13 +155,16 @@ class PatchTokenizer(nn.Module):
 
     def compute_importance_maps(self, images: Tensor) -> dict[int, Tensor]:
         """`{side in px: (b, ceil(H / side), ceil(W / side))}` float32; see `apt_code.importance`."""
+        return self._maps(images)
+
+    def _maps(self, images: Tensor, **options: Any) -> dict[int, Tensor]:
         if self.image_size is not None and tuple(images.shape[-2:]) != self.image_size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} pixels, this tokenizer was made for {self.image_size}; "
                 "resize them, or build it with image_size=None"
             )
         method = IMPORTANCE_METHODS[self.importance_method]
-        options = {name: getattr(self, name) for name in sorted(method.reads)}
+        options |= {name: getattr(self, name) for name in method.reads}
         return method.compute(images, self.base_patch_size, self.num_scales, pad_value=PAD_VALUE, **options)
 
     def construct_masks(
@@ -237,7 +240,8 @@ class PatchTokenizer(nn.Module):
         if self._keeps_everything(images):
             layouts = [PatchLayout.uniform(self._grid(images))] * len(images)
         else:
-            maps = self.compute_importance_maps(images)
+            compares = self.patch_selection_method == "v1" and IMPORTANCE_METHODS[self.importance_method].stops
+            maps = self._maps(images, **({"thresholds": self.thresholds} if compares else {}))
             layouts = lay_out(maps, self._rule(maps, image_size=(images.shape[-2], images.shape[-1])))
         return self._drop(images, layouts)
 

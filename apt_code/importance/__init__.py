@@ -37,6 +37,7 @@ class ImportanceMethod:
         coarse_scores: whether `budget` scores a coarse cell by the map's own value there, rather than by the mean of
             its finest cells.
         reads: the options of `PatchTokenizer` that `compute` takes by name, beside those that all maps take.
+        stops: whether `compute` takes the `thresholds` of `v1`, to do no more than that rule has to know.
     """
 
     compute: Callable[..., dict[int, Tensor]]
@@ -45,6 +46,7 @@ class ImportanceMethod:
     default_thresholds: tuple[float, ...]
     coarse_scores: bool
     reads: frozenset[str] = frozenset()
+    stops: bool = False
 
     def thresholds(self, num_scales: int) -> list[float]:
         """The default thresholds for `num_scales` scales, finest coarse scale first."""
@@ -74,6 +76,7 @@ IMPORTANCE_METHODS: Mapping[str, ImportanceMethod] = {
         lambda side, bins: 255.0**2,  # no pixel is restored as more than white or less than black
         (16.0, 16.0),  # 4 grey levels RMS: no text that a reader could read is lost (docs/reading.md)
         coarse_scores=True,
+        stops=True,
     ),
     "upsample_l4": ImportanceMethod(
         compute_patch_upsample_l4_batched,
@@ -81,6 +84,7 @@ IMPORTANCE_METHODS: Mapping[str, ImportanceMethod] = {
         lambda side, bins: 255.0**2,  # as of upsample_mse, where every pixel is as far off
         (50.0, 50.0),
         coarse_scores=True,
+        stops=True,
     ),
 }
 

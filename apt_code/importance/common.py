@@ -123,7 +123,8 @@ def maps_of_loss(
     patch_size: int,
     num_scales: int,
     pad_value: float,
-    kernel_of: Callable[[int], Any],
+    thresholds: Sequence[float] | None,
+    fourth: bool,
     per_unit: Callable[[int], float],
     plain: Callable[[int, float], Tensor],
 ) -> dict[int, Tensor]:
@@ -131,25 +132,57 @@ def maps_of_loss(
 
     Args:
         images, patch_size, num_scales, pad_value: as `checked` takes and returns them.
-        kernel_of: by how many pixels of a side are averaged, the compiled form, `None` where it cannot be exact.
-        per_unit: by the same, what a kernel's sum is multiplied by.
+        thresholds: as `compute_patch_upsample_mse_batched`.
+        fourth: as `upsampling_kernel.upsampling_losses`.
+        per_unit: by how many pixels of a side are averaged, what its sum is multiplied by.
         plain: by the same and `per_unit`, the values of the complete cells, `(b, rows, cols)` float64.
     """
     height, width = images.shape[-2:]
     nothing = images.new_zeros((len(images), height // patch_size, width // patch_size), dtype=torch.float64)
     maps = {patch_size: round_up(nothing, height, width, patch_size, pad_value)}
-    for size in (2**scale for scale in range(1, num_scales)):
+    whole_below = -math.inf
+    for scale in range(num_scales - 1, 0, -1):
+        size = 2**scale
         side, unit = patch_size * size, per_unit(size)
-        kernel = kernel_of(size) if can_compile(images) else None
-        if kernel is not None:
-            with contextlib.suppress(KernelFailedError):
-                values = empty_map(images, side, pad_value)
-                pixels = images.contiguous().numpy()  # one memory layout, so one compilation
-                run_kernel(kernel, pixels, patch_size, size, unit, values)
-                maps[side] = torch.from_numpy(values)
-                continue
-        maps[side] = round_up(plain(size, unit), height, width, side, pad_value)
-    return maps
+        # as `v1` compares them: in float32; below every loss, one threshold is like another
+        enough = math.inf if thresholds is None else float(np.float32(np.clip(thresholds[scale - 1], -1, pad_value)))
+        values = None
+        if can_compile(images):
+            coarser = maps.get(2 * side)
+            values = _compiled_losses(images, patch_size, size, fourth, unit, enough, coarser, whole_below, pad_value)
+        if values is None:
+            values = round_up(plain(size, unit), height, width, side, pad_value)
+        maps[side] = values
+        whole_below = -math.inf if thresholds is None else enough
+    return {side: maps[side] for side in sorted(maps)}
+
+
+def _compiled_losses(
+    images: Tensor,
+    patch_size: int,
+    size: int,
+    fourth: bool,
+    unit: float,
+    enough: float,
+    coarser: Tensor | None,
+    whole_below: float,
+    pad_value: float,
+) -> Tensor | None:
+    """A map by the kernel, with its arguments; `None` where it would not be exact, or failed."""
+    from apt_code.importance import upsampling_kernel
+
+    if not upsampling_kernel.fits(images.shape[1], patch_size * size, size, fourth):
+        return None
+    losses = empty_map(images, patch_size * size, pad_value)
+    pixels = images.contiguous().numpy()  # one memory layout, so one compilation
+    above = losses if coarser is None else coarser.numpy()  # none of which is below −inf
+    with contextlib.suppress(KernelFailedError):
+        run_kernel(
+            upsampling_kernel.upsampling_losses,
+            pixels, patch_size, size, fourth, unit, enough, above, whole_below, losses,
+        )  # fmt: skip
+        return torch.from_numpy(losses)
+    return None
 
 
 def restoration_errors(images: Tensor, side: int, size: int) -> Tensor:

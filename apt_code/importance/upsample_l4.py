@@ -8,8 +8,7 @@ the squares cannot tell them apart, the mean of the fourth powers can.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,14 +30,18 @@ LARGEST_ERROR = 255 * PARTS
 
 
 def compute_patch_upsample_l4_batched(
-    images: Tensor, patch_size: int = 16, num_scales: int = 3, pad_value: float = PAD_VALUE
+    images: Tensor,
+    patch_size: int = 16,
+    num_scales: int = 3,
+    pad_value: float = PAD_VALUE,
+    thresholds: Sequence[float] | None = None,
 ) -> dict[int, Tensor]:
     """What keeping a cell whole loses, as `upsample_mse`, with few large errors weighing more than many small ones.
 
     With `e` the pixels less what they are restored as (area average down to `patch_size`, bilinear up):
     `sqrt(mean(e⁴))` over pixels and channels, in grey levels², in [0, 255²]. It is the mean squared error where all
     pixels are equally far off, and more than that where few are. The finest scale loses nothing: its map is 0.
-    Arguments, shapes and errors as `compute_patch_entropy_batched`.
+    Arguments, shapes and errors as `compute_patch_upsample_mse_batched`.
 
     Exact for integer pixels, so that devices, backends and batches agree: their `e` is exact in float32, it is rounded
     to sixteenths of a grey level, halves away from 0, and the fourth powers of those are integers. Their sum is
@@ -53,15 +56,7 @@ def compute_patch_upsample_l4_batched(
     def plain(size: int, unit: float) -> Tensor:
         return (_fourth_powers(images, patch_size * size, size) * unit).sqrt()
 
-    kernel_of = partial(_kernel, images, patch_size)
-    return maps_of_loss(images, patch_size, num_scales, pad_value, kernel_of, per_unit, plain)
-
-
-def _kernel(images: Tensor, patch_size: int, size: int) -> Any:
-    from apt_code.importance import upsample_l4_kernel
-
-    fits = upsample_l4_kernel.fourth_powers_fit(images.shape[1], patch_size * size, size)
-    return upsample_l4_kernel.upsample_fourths if fits else None
+    return maps_of_loss(images, patch_size, num_scales, pad_value, thresholds, True, per_unit, plain)
 
 
 def _fourth_powers(images: Tensor, side: int, size: int) -> Tensor:

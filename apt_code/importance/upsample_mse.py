@@ -5,8 +5,7 @@ Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` cells of
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,12 +22,20 @@ from apt_code.importance.common import (
 
 
 def compute_patch_upsample_mse_batched(
-    images: Tensor, patch_size: int = 16, num_scales: int = 3, pad_value: float = PAD_VALUE
+    images: Tensor,
+    patch_size: int = 16,
+    num_scales: int = 3,
+    pad_value: float = PAD_VALUE,
+    thresholds: Sequence[float] | None = None,
 ) -> dict[int, Tensor]:
     """What keeping a cell whole loses: mean squared error between it and its own coarse patch scaled back up.
 
     Area average down to `patch_size`, bilinear up, mean over pixels and channels, in grey levels², in [0, 255²]. The
     finest scale loses nothing: its map is 0. Arguments, shapes and errors as `compute_patch_entropy_batched`.
+
+    With `thresholds`, as `v1` takes them, the maps need tell no more than `v1` has to know, which takes less time: a
+    loss that is not below its threshold may come out as less than it is, though never below the threshold, and one of
+    a cell inside another that stays whole as anything.
     """
     check_scales_of_error(num_scales, "upsample_mse")
     images, span = checked(images, patch_size, num_scales)
@@ -39,15 +46,7 @@ def compute_patch_upsample_mse_batched(
     def plain(size: int, unit: float) -> Tensor:
         return _square_error(images, patch_size, size, span) * unit
 
-    kernel_of = partial(_kernel, images, patch_size)
-    return maps_of_loss(images, patch_size, num_scales, pad_value, kernel_of, per_unit, plain)
-
-
-def _kernel(images: Tensor, patch_size: int, size: int) -> Any:
-    from apt_code.importance import upsample_mse_kernel
-
-    fits = upsample_mse_kernel.upsample_errors_fit(images.shape[1], patch_size * size, size)
-    return upsample_mse_kernel.upsample_errors if fits else None
+    return maps_of_loss(images, patch_size, num_scales, pad_value, thresholds, False, per_unit, plain)
 
 
 def _square_error(images: Tensor, patch_size: int, size: int, span: float) -> Tensor:

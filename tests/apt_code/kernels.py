@@ -1,13 +1,12 @@
 """Every compiled kernel, as `(module, function)`: what fails, and what is counted, in the tests."""
 
 from apt_code import dropping_kernel, patch_packing_kernel
-from apt_code.importance import entropy_kernel, upsample_l4_kernel, upsample_mse_kernel
+from apt_code.importance import entropy_kernel, upsampling_kernel
 from apt_code.selection import best_splits_kernel, budget_kernel, joint_kernel, tiling_kernel
 
 KERNELS = [
     (entropy_kernel, "entropies"),
-    (upsample_mse_kernel, "upsample_errors"),
-    (upsample_l4_kernel, "upsample_fourths"),
+    (upsampling_kernel, "upsampling_losses"),
     (patch_packing_kernel, "gather_rows"),
     (budget_kernel, "split_scores"),
     (joint_kernel, "joint_scores"),

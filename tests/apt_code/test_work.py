@@ -39,8 +39,7 @@ def test_a_batch_costs_as_many_launches_as_an_image(launches, batch):
         RowPacker(14, 2, lambda pixels: pixels)(images, tokenizer.select_layouts(images))
     assert launches == {
         "entropies": 1,
-        "upsample_errors": 2,  # one per coarse scale
-        "upsample_fourths": 2,
+        "upsampling_losses": 4,  # one per coarse scale, of either kind
         "split_scores": 3,
         "keep_all_but_best": 3,
         "canonical_patches": 3,

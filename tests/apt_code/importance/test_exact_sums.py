@@ -11,8 +11,7 @@ from apt_code.importance import (
     IMPORTANCE_METHODS,
     entropy,
     entropy_kernel,
-    upsample_l4_kernel,
-    upsample_mse_kernel,
+    upsampling_kernel,
 )
 from apt_code.importance.common import PAD_VALUE
 from apt_code.importance.entropy import compute_patch_entropy_batched
@@ -47,9 +46,9 @@ def test_upsample_mse_of_128_px_patches_in_four_scales():
     assert layouts[0].patches_by_size == {1: 64}, "an overflow to below the threshold kept it whole"
 
 
-@pytest.mark.parametrize(("channels", "patch_size"), [(3, 37), (3, 38), (1, 64), (1, 65)])
+@pytest.mark.parametrize(("channels", "patch_size"), [(3, 52), (3, 53), (1, 90), (1, 91)])
 def test_upsample_mse_around_the_kernels_edge(channels, patch_size):
-    assert upsample_mse_kernel.upsample_errors_fit(channels, patch_size * 8, 8) == (patch_size in (37, 64))
+    assert upsampling_kernel.fits(channels, patch_size * 8, 8, fourth=False) == (patch_size in (52, 90))
     for images in worst_cells(patch_size * 8, channels):
         assert_equal(compute_patch_upsample_mse_batched, images, patch_size=patch_size, num_scales=4)
 
@@ -57,11 +56,11 @@ def test_upsample_mse_around_the_kernels_edge(channels, patch_size):
 @pytest.mark.parametrize(("channels", "patch_size"), [(3, 13), (3, 14), (1, 22), (1, 23)])
 def test_upsample_l4_around_the_kernels_edge(channels, patch_size):
     side = patch_size * 8
-    fits = upsample_l4_kernel.fourth_powers_fit(channels, side, 8)
+    fits = upsampling_kernel.fits(channels, side, 8, fourth=True)
     assert fits == (patch_size in (13, 22)) == (channels * side**2 * (255 * 16) ** 4 < 2**63)
     for images in worst_cells(side, channels):
         assert_equal(compute_patch_upsample_l4_batched, images, patch_size=patch_size, num_scales=4)
-    assert not upsample_l4_kernel.fourth_powers_fit(channels, 16, 16)
+    assert not upsampling_kernel.fits(channels, 16, 16, fourth=True)
 
 
 def test_upsample_l4_of_128_px_patches_in_four_scales():
@@ -81,13 +80,12 @@ def test_upsample_l4_of_128_px_patches_in_four_scales():
 def test_what_the_upsampling_kernel_is_given_fits_its_integers(channels, size):
     for patch_size in itertools.count(1):
         side = patch_size * size
-        column_of_squares = channels * side * 255**2  # int32
-        white_cell = channels * side**2 * (255 * 4 * size**4) ** 2  # int64, doubled on the way
-        fits = column_of_squares < 2**31 and 2 * white_cell < 2**63
-        assert upsample_mse_kernel.upsample_errors_fit(channels, side, size) == fits
+        # a pixel is off by white at most, whose square is below 2⁴⁴; blends on the way are no larger
+        fits = channels * side**2 * (255 * 4 * size**4) ** 2 < 2**63
+        assert upsampling_kernel.fits(channels, side, size, fourth=False) == fits
         if not fits:
             break
-    assert not upsample_mse_kernel.upsample_errors_fit(channels, 16, 16)
+    assert not upsampling_kernel.fits(channels, 16, 16, fourth=False)
 
 
 @pytest.mark.parametrize("method", ["upsample_l4", "upsample_mse"])
