@@ -90,7 +90,9 @@ def drop_repeats(
         ValueError: images that are not made of whole merge cells, or patches of more than `LARGEST_SIDE` pixels.
     """
     found = _walk(images, layouts, patch_size, drop_tolerance, predict_tolerance, predict_tolerance is not None)
-    return [PatchLayout(layout.grid, layout.patches[walk.stays]) for layout, walk in zip(layouts, found, strict=True)]
+    # by numpy, which takes a fifth of the time of a tensor's own selection
+    kept = (layout.patches.numpy().compress(walk.stays, 0) for layout, walk in zip(layouts, found, strict=True))
+    return [PatchLayout(layout.grid, torch.from_numpy(part)) for layout, part in zip(layouts, kept, strict=True)]
 
 
 def inherited_pixels(
@@ -120,7 +122,7 @@ class _Walk(NamedTuple):
         seen: `(c, H, W)` uint8, what is left of the picture; `(c, 0, 0)` where nobody asked.
     """
 
-    stays: Tensor
+    stays: np.ndarray
     seen: np.ndarray
 
 
@@ -140,7 +142,7 @@ def _walk(
             f"images of {height}×{width} px with drop_tolerance or predict_tolerance: expected sides that are "
             f"multiples of {cell} px; resize them, or pass {OFF!r} to drop nothing"
         )
-    side = patch_size * max((max(layout.patches_by_size) for layout in layouts), default=1)
+    side = patch_size * max((int(layout.sizes.numpy().max()) for layout in layouts), default=1)
     if side > LARGEST_SIDE:
         raise ValueError(
             f"a patch of {side} px with drop_tolerance or predict_tolerance: expected at most {LARGEST_SIDE} px; "
@@ -159,7 +161,7 @@ def _walk(
                 seen = image.copy() if show else np.empty((channels, 0, 0), np.uint8)
                 patches = layout.patches.contiguous().numpy()
                 run_kernel(dropping_kernel.keep_unlike, image, patches, patch_size, flat, predict, stays, seen)
-                found.append(_Walk(torch.from_numpy(stays), seen))
+                found.append(_Walk(stays, seen))
             return found
     return [
         _keep_unlike(image, layout, patch_size, flat, predict, show)
@@ -199,7 +201,7 @@ def _keep_unlike(
             seen[here] = likely.copy()
             roots.forget(row, col, side)
         stays[first : first + (MERGE_SIZE**2 if size == 1 else 1)] = False
-    return _Walk(torch.from_numpy(stays), seen)
+    return _Walk(stays, seen)
 
 
 # -------------------------------------------------------------------- flat

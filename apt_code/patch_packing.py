@@ -148,7 +148,7 @@ class RowPacker:
     ) -> None:
         from apt_code import patch_packing_kernel
 
-        patches = _patches_of(images, layouts, self.patch_size)
+        patches = _patches_of(images, layouts, self.patch_size).numpy()
         largest = max(1, int(patches[:, 2].max()))
         if largest > patch_packing_kernel.SIZES[-1]:
             raise ValueError(
@@ -162,7 +162,7 @@ class RowPacker:
             table, mean, std = _NOTHING[None], np.array(affine.mean, np.float32), np.array(affine.std, np.float32)
         ends = np.cumsum([layout.num_patches for layout in layouts])
         good = run_kernel(
-            patch_packing_kernel.gather_rows, images.contiguous().numpy(), patches.numpy(), ends, np.array(starts),
+            patch_packing_kernel.gather_rows, images.contiguous().numpy(), patches, ends, np.array(starts),
             table, _averages(largest)[1], mean, std, self.patch_size, self.frames, rows.numpy(),
         )  # fmt: skip
         if not good:

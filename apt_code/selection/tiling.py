@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,5 +42,6 @@ def lay_out(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> lis
                 tiling_kernel.canonical_patches, as_arrays(maps), as_arrays(keep_whole), PAD_VALUE
             )
             h, w = maps[min(maps)].shape[1:]
-            return [PatchLayout((h, w), part) for part in torch.from_numpy(patches).split(counts.tolist())]
+            parts = np.split(patches, counts.cumsum()[:-1]) if len(counts) > 1 else [patches]
+            return [PatchLayout((h, w), torch.from_numpy(part)) for part in parts]
     return PatchLayout.from_masks_of_batch(tile(maps, keep_whole))

@@ -6,6 +6,7 @@ Axis legend: `b` images of one shape, `n` patches, `c` channels, `p` patch side 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -160,9 +161,9 @@ class PatchSelector:
                 f"an image of {height}×{width} px: expected sides that are multiples of {unit} "
                 "(patch_size × merge_size); leave do_resize on, or resize the image so"
             )
-        everything = PatchLayout.uniform((height // self.patch_size, width // self.patch_size))
+        everything = partial(PatchLayout.uniform, (height // self.patch_size, width // self.patch_size))
         if not any(readable):
-            return [everything] * len(images), [None] * len(images)
+            return [everything()] * len(images), [None] * len(images)
         chosen = images if all(readable) else images[list(readable)]
         if chosen.is_floating_point():  # bicubic resizing overshoots, by any amount
             chosen = (chosen * self.grey_scale if self.grey_scale != 1 else chosen).clamp(0, 255)
@@ -175,7 +176,7 @@ class PatchSelector:
         if tokenizer.last_budget_info is not None and "dropped" in tokenizer.last_budget_info:
             infos = [{**tokenizer.last_budget_info, "dropped": n} for n in tokenizer.last_budget_info["dropped"]]
         found = iter(zip(kept, infos, strict=True))
-        both = [next(found) if good else (everything, None) for good in readable]
+        both = [next(found) if good else (everything(), None) for good in readable]
         return [layout for layout, _ in both], [info for _, info in both]
 
     def _fit(self, image: Any, full: Choice, readable: bool, resize: Resize) -> Choice:
