@@ -50,7 +50,7 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     """Compile on first use, and keep the result on disk where there is a place for it, by `kernel_cache`."""
     from numba import config, njit
 
-    kernel: Any = njit(nogil=True, error_model="numpy", **options)(function)
+    kernel: Any = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
     if config.DISABLE_JIT:  # then the function as it is
         return kernel
     try:
@@ -64,7 +64,7 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile as part of every kernel that calls it, with what is a constant there."""
-    return compiled(function, forceinline=True)
+    return compiled(function, forceinline=True, no_cpython_wrapper=True)
 
 
 @lru_cache(maxsize=1)

@@ -26,10 +26,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 import transformers_apt
-from transformers_apt.models.settings import DEFAULTS
+from transformers_apt.models.settings import DEFAULTS, RECOMMENDED
 
 METHODS: dict[str, dict[str, Any]] = {
     "upstream": {"patch_selection_method": "off"},
+    "recommended": dict(RECOMMENDED),
     "v1": {"patch_selection_method": "v1"},
     "budget 0.3": {"patch_selection_method": "budget", "alpha": 0.3},
     "budget 1.0": {"patch_selection_method": "budget", "alpha": 1.0},

@@ -1,4 +1,4 @@
-"""What importing costs: `python -m benchmarks.startup`.
+"""What importing and the first call cost: `python -m benchmarks.startup`.
 
 Each figure is the median over fresh processes, of processor time, because the clock also counts the disk.
 """
@@ -30,6 +30,20 @@ MODULES = {
         "from transformers.models.qwen2_vl import image_processing_qwen2_vl, image_processing_pil_qwen2_vl\n"
         "from transformers.models.qwen2_vl import modeling_qwen2_vl, processing_qwen2_vl",
         "transformers_apt.apply()",
+    ),
+    # with the recommended settings, where compiled code can be neither found nor saved; numba's import is part of it
+    "a first call, compiled anew": (
+        "import torch\n"
+        "from apt_code import PatchTokenizer\n"
+        "from apt_code.patch_packing import Affine, RowPacker\n"
+        "images = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)\n"
+        "images[..., :112] = 7\n"
+        "images[..., :56, :56] += torch.arange(56, dtype=torch.uint8)\n"
+        "affine = Affine((127.5,) * 3, (127.5,) * 3)\n",
+        "from numba.core import caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "layouts = PatchTokenizer(importance_method='upsample_mse', drop_tolerance=2).select_layouts(images)\n"
+        "RowPacker(14, 2, affine.of, affine)(images, layouts)",
     ),
     "torch, for scale": ("", "import torch"),
 }

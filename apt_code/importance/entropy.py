@@ -135,7 +135,8 @@ def _entropies_compiled(images: Tensor, sides: Sequence[int], bins: int, pad_val
     pixels = images.expand(-1, 3, -1, -1).contiguous().numpy()  # one memory layout, so one compilation
     maps = {side: empty_map(images, side, pad_value) for side in sides}
     constants = _entropy_constants(tuple(sides), bins)
-    run_kernel(entropy_kernel.entropies, pixels, sides[0], bins, *constants, tuple(maps.values()))
+    work = entropy_kernel.working_arrays(images.shape[-1], sides[0], len(sides), bins)
+    run_kernel(entropy_kernel.entropies, pixels, sides[0], bins, *constants, *work, tuple(maps.values()))
     return {side: torch.from_numpy(found) for side, found in maps.items()}
 
 

@@ -17,6 +17,19 @@ MOST_PIXELS = 2**16 - 1
 """Histograms count a cell's pixels in 16 bits."""
 
 
+def working_arrays(width: int, patch_size: int, num_scales: int, bins: int) -> tuple[np.ndarray, ...]:
+    """What `entropies` works in, for images of this width: made here, because a kernel that makes arrays takes seconds
+    more to compile."""
+    across = 2 ** (num_scales - 1)
+    cells = (across, across)
+    return (
+        np.empty((across * patch_size, width // patch_size * patch_size), np.uint16),
+        np.zeros((num_scales, *cells, bins), np.uint16),
+        np.empty(cells, np.uint16),
+        np.empty(cells, np.uint16),
+    )
+
+
 @compiled
 def _bins_of_line(red, green, blue, weights, bins, line):  # type: ignore[no-untyped-def]
     """The histogram bin of every pixel of a line."""
@@ -26,7 +39,7 @@ def _bins_of_line(red, green, blue, weights, bins, line):  # type: ignore[no-unt
 
 
 @compiled
-def entropies(images, patch_size, bins, weights, table, units, maps):  # type: ignore[no-untyped-def]
+def entropies(images, patch_size, bins, weights, table, units, strip, counts, darkest, brightest, maps):  # type: ignore[no-untyped-def]
     """The entropy of every complete cell, `(table[N] − Σ table[count]) · unit` over its grey-level histogram.
 
     Goes from one cell of the coarsest scale to the next, so that its histograms stay in the fastest cache, and looks
@@ -39,17 +52,13 @@ def entropies(images, patch_size, bins, weights, table, units, maps):  # type: i
         weights: `(3,)` int64, grey weights in ten-thousandths times `bins`.
         table: `(largest count + 1,)` int64, `c log2 c` in fixed point.
         units: `(num_scales,)` float64, what one of it is worth in bits.
+        strip, counts, darkest, brightest: to work in, as `working_arrays` makes them.
         maps: tuple of `(b, at least rows, at least cols)` float32, finest first, written, but for cells that
             stick out.
     """
     rows, cols = images.shape[2] // patch_size, images.shape[3] // patch_size
     num_scales = len(maps)
-    wholes = np.array([table[(patch_size << scale) ** 2] for scale in range(num_scales)])
-    across = 2 ** (num_scales - 1)  # base cells along a side of the coarsest cell
-    strip = np.empty((across * patch_size, cols * patch_size), np.uint16)
-    counts = np.zeros((num_scales, across, across, bins), np.uint16)
-    darkest = np.empty((across, across), np.uint16)
-    brightest = np.empty((across, across), np.uint16)
+    across = counts.shape[1]  # base cells along a side of the coarsest cell
     for image in range(images.shape[0]):
         for top in range(0, rows, across):
             tall = min(across, rows - top)
@@ -72,14 +81,16 @@ def entropies(images, patch_size, bins, weights, table, units, maps):  # type: i
                         total = np.int64(0)
                         for b in range(low, high + 1):
                             total += table[histogram[b]]
-                        maps[0][image, top + r, left + c] = (wholes[0] - total) * units[0]
+                        maps[0][image, top + r, left + c] = (table[patch_size * patch_size] - total) * units[0]
                 for scale in range(1, num_scales):
                     finer = counts[scale - 1]
                     for r in range(tall >> scale):
                         for c in range(wide >> scale):
                             histogram = counts[scale, r, c]
-                            low = darkest[2 * r : 2 * r + 2, 2 * c : 2 * c + 2].min()
-                            high = brightest[2 * r : 2 * r + 2, 2 * c : 2 * c + 2].max()
+                            low, high = darkest[2 * r, 2 * c], brightest[2 * r, 2 * c]
+                            for y in range(2 * r, 2 * r + 2):
+                                for x in range(2 * c, 2 * c + 2):
+                                    low, high = min(low, darkest[y, x]), max(high, brightest[y, x])
                             upper, lower = finer[2 * r], finer[2 * r + 1]
                             for b in range(low, high + 1):
                                 histogram[b] = (
@@ -89,6 +100,6 @@ def entropies(images, patch_size, bins, weights, table, units, maps):  # type: i
                             total = np.int64(0)
                             for b in range(low, high + 1):
                                 total += table[histogram[b]]
-                            missing = wholes[scale] - total
+                            missing = table[(patch_size << scale) * (patch_size << scale)] - total
                             maps[scale][image, (top >> scale) + r, (left >> scale) + c] = missing * units[scale]
                 counts[:] = 0

@@ -117,11 +117,12 @@ def _fourth_powers(plane, y, left, side, wide, own, beside, near, far, unit):  #
 @lru_cache(maxsize=32)
 def _kernel(known_patch_size: int, size: int, fourth: bool) -> Callable[..., Any]:
     """The kernel for patches of this size, 0 for any, with three arrays to work in."""
+    unit = np.int32(4 * size**4)
 
     @compiled
     def losses_of(images, patch_size, per_unit, enough, coarser, whole_below, sums, area, wide, losses):  # type: ignore[no-untyped-def]
         p = known_patch_size if known_patch_size else patch_size
-        side, unit = p * size, np.int32(4 * size**4)
+        side = p * size
         for image in range(U(images.shape[0])):
             for row in range(U(images.shape[2]) // U(side)):
                 for col in range(U(images.shape[3]) // U(side)):

@@ -36,5 +36,9 @@ def make_best_splits_compiled(
     from apt_code.selection import best_splits_kernel
 
     whole = per_coarse_cell(maps, np.bool_)
-    run_kernel(best_splits_kernel.keep_all_but_best, scores, plan.k, whole)
+    ranked = np.concatenate([found.reshape(len(found), -1) for found in scores], axis=1)
+    # by numpy: the same in the kernel would take seconds to compile
+    place = ranked.shape[1] - plan.k
+    last = np.partition(ranked, place)[:, place] if plan.k else np.full(len(ranked), np.inf)
+    run_kernel(best_splits_kernel.keep_all_but_best, scores, plan.k, last, whole)
     return {side: torch.from_numpy(kept) for side, kept in zip(sorted(maps)[1:], whole, strict=True)}

@@ -38,10 +38,11 @@ def lay_out(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> lis
         from apt_code.selection import tiling_kernel
 
         with contextlib.suppress(KernelFailedError):
-            patches, counts = run_kernel(
-                tiling_kernel.canonical_patches, as_arrays(maps), as_arrays(keep_whole), PAD_VALUE
+            b, h, w = maps[min(maps)].shape
+            patches, counts = np.empty((b * h * w, 3), np.int64), np.empty(b, np.int64)
+            run_kernel(
+                tiling_kernel.canonical_patches, as_arrays(maps), as_arrays(keep_whole), PAD_VALUE, patches, counts
             )
-            h, w = maps[min(maps)].shape[1:]
-            parts = np.split(patches, counts.cumsum()[:-1]) if len(counts) > 1 else [patches]
+            parts = np.split(patches, counts.cumsum())[:-1]
             return [PatchLayout((h, w), torch.from_numpy(part)) for part in parts]
     return PatchLayout.from_masks_of_batch(tile(maps, keep_whole))

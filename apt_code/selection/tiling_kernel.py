@@ -5,26 +5,21 @@ Axis legend: `b` images of one shape, `n` patches of all of them, `rows cols` ce
 
 from __future__ import annotations
 
-import numpy as np
-
 from apt_code.compilation import compiled
 
 
 @compiled
-def canonical_patches(maps, whole, pad_value):  # type: ignore[no-untyped-def]
+def canonical_patches(maps, whole, pad_value, patches, counts):  # type: ignore[no-untyped-def]
     """The tiling that keeps cells whole where asked to, largest first, in canonical order.
 
     Args:
         maps: tuple of `(b, rows, cols)` float32 importance maps, finest first.
         whole: tuple of `(b, rows, cols)` bool, one per coarse scale: where a rule would keep a cell whole.
         pad_value: the importance from which on a cell sticks out of the image, and is split.
-
-    Returns:
-        `(n, 3)` int64 `(row, col, size)` of all images, and `(b,)` how many each has.
+        patches: `(at least n, 3)` int64, written: `(row, col, size)` of all images.
+        counts: `(b,)` int64, written: how many each image has.
     """
     batch, height, width = maps[0].shape
-    patches = np.empty((batch * height * width, 3), np.int64)
-    counts = np.zeros(batch, np.int64)
     n = 0
     for image in range(batch):
         before = n
@@ -46,4 +41,3 @@ def canonical_patches(maps, whole, pad_value):  # type: ignore[no-untyped-def]
                         patches[n, 0], patches[n, 1], patches[n, 2] = y, x, 1
                         n += 1
         counts[image] = n - before
-    return patches[:n], counts
