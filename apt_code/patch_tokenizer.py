@@ -88,6 +88,9 @@ class PatchTokenizer(nn.Module):
         UserWarning: `v1` with a threshold above what its map can reach, which keeps every cell whole.
     """
 
+    # it has no parameters, which `Module` would look for at each of so many attributes
+    __setattr__ = object.__setattr__  # type: ignore[assignment]
+
     def __init__(
         self,
         num_scales: int = 3,
@@ -142,7 +145,7 @@ class PatchTokenizer(nn.Module):
             self._warn_of_thresholds(stacklevel=3)
 
     def _warn_of_thresholds(self, stacklevel: int) -> None:
-        text = threshold_warning(self.thresholds, self.importance_method, self.base_patch_size, self.bins)
+        text = threshold_warning(tuple(self.thresholds), self.importance_method, self.base_patch_size, self.bins)
         if text is not None:
             warnings.warn(text, stacklevel=stacklevel)
 

@@ -14,8 +14,9 @@ gradient: they say which cells to split, and that has none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -89,13 +90,14 @@ IMPORTANCE_METHODS: Mapping[str, ImportanceMethod] = {
 }
 
 
+@lru_cache(maxsize=64)
 def threshold_warning(
-    thresholds: Sequence[float], importance_method: str, base_patch_size: int, bins: int = BINS
+    thresholds: tuple[float, ...], importance_method: str, base_patch_size: int, bins: int = BINS
 ) -> str | None:
     """What to say of thresholds above all that their map can reach, which keep every cell whole; `None` for nothing.
 
     Args:
-        thresholds: as `check_thresholds` returns them. Infinite ones say that every cell is to stay whole: no word.
+        thresholds: those that `check_thresholds` returns. Infinite ones say that every cell is to stay whole: no word.
         importance_method: a name in `IMPORTANCE_METHODS`.
         base_patch_size: side of the finest patch in pixels.
         bins: histogram bins of the entropy.

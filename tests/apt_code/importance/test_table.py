@@ -90,7 +90,7 @@ def test_the_highest_importance_is_reached_where_it_can_be():
     ],
 )
 def test_thresholds_that_keep_every_cell_whole_are_named(thresholds, method, options, named):
-    text = threshold_warning(thresholds, method, **{"base_patch_size": 14, **options})
+    text = threshold_warning(tuple(thresholds), method, **{"base_patch_size": 14, **options})
     if not named:
         assert text is None
         return
@@ -103,4 +103,4 @@ def test_thresholds_that_keep_every_cell_whole_are_named(thresholds, method, opt
 def test_the_default_thresholds_are_within_reach():
     for method, row in IMPORTANCE_METHODS.items():
         for base_patch_size in (14, 16):
-            assert threshold_warning(row.thresholds(4), method, base_patch_size) is None
+            assert threshold_warning(tuple(row.thresholds(4)), method, base_patch_size) is None
