@@ -88,9 +88,6 @@ class PatchTokenizer(nn.Module):
         UserWarning: `v1` with a threshold above what its map can reach, which keeps every cell whole.
     """
 
-    # it has no parameters, which `Module` would look for at each of so many attributes
-    __setattr__ = object.__setattr__  # type: ignore[assignment]
-
     def __init__(
         self,
         num_scales: int = 3,
