@@ -38,8 +38,9 @@ def practise(
 ) -> None:
     """Let a model practise on mixed patches with itself at full resolution as the teacher. No labels needed.
 
-    What was gained is printed, for images that it did not practise on. Exit code 1, and nothing saved, where that is
-    a loss. For several processes: accelerate launch --multi_gpu --no_python transformers-apt practise ...
+    What it gained is printed, for images that were held out. A loss is exit code 1, and nothing is saved.
+
+    For several processes: accelerate launch --multi_gpu --no_python transformers-apt practise ...
     """
     for name, path, found in (("--images", images, images.is_dir()), ("--prompts", prompts, _is_file(prompts))):
         if not found:
