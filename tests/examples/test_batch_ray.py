@@ -39,7 +39,8 @@ def options(**given):
 
 
 def test_images_of_a_folder_and_its_folders(tmp_path):
-    (tmp_path / "b").mkdir()
+    for folder in ("b", ".thumbnails"):
+        (tmp_path / folder).mkdir()
     for name in ("b/2.JPG", "1.png", ".hidden.png", ".thumbnails/1.png", "notes.txt"):
         (tmp_path / name).touch()
     assert batch_files.images_in(tmp_path) == ["1.png", "b/2.JPG"]
