@@ -43,8 +43,10 @@ OFF = "off"
 LARGEST_SIDE = 2048
 """Side of a patch in pixels up to which no sum leaves 64 bits: 255 · 256 · side⁴ of two colours that are compared."""
 
-_NONE = -1.0
-"""The tolerance of a rule that is off, for a kernel, which wants a number."""
+
+def _as_number(tolerance: float | None) -> float:
+    """A tolerance for a kernel, which wants a number: a negative one where the rule is off."""
+    return -1.0 if tolerance is None else float(tolerance)
 
 
 def check_tolerance(value: float | str | None, name: str = "drop_tolerance") -> float | None:
@@ -114,7 +116,7 @@ def inherited_pixels(
     return torch.from_numpy(walk.seen)
 
 
-class _Walk(NamedTuple):
+class Walk(NamedTuple):
     """What a walk over the units of an image finds.
 
     Attributes:
@@ -133,45 +135,58 @@ def _walk(
     flat: float | None,
     predict: float | None,
     show: bool,
-) -> list[_Walk]:
+) -> list[Walk]:
     """One walk per image; `show` asks for what is seen."""
-    channels, height, width = images.shape[-3:]
+    height, width = images.shape[-2:]
     cell = patch_size * MERGE_SIZE
     if height % cell or width % cell:
         raise ValueError(
             f"images of {height}×{width} px with drop_tolerance or predict_tolerance: expected sides that are "
             f"multiples of {cell} px; resize them, or pass {OFF!r} to drop nothing"
         )
-    side = patch_size * max((int(layout.sizes.numpy().max()) for layout in layouts), default=1)
+    side = patch_size * max((int(layout.sizes.max()) for layout in layouts), default=1)
     if side > LARGEST_SIDE:
         raise ValueError(
             f"a patch of {side} px with drop_tolerance or predict_tolerance: expected at most {LARGEST_SIDE} px; "
             f"build the layout with fewer scales, or pass {OFF!r} to drop nothing"
         )
-    flat, predict = (_NONE if tolerance is None else float(tolerance) for tolerance in (flat, predict))
     images = images.detach().cpu()  # one copy: the walk takes its steps one by one, which a GPU would wait for
     if can_compile(images):
-        from apt_code import dropping_kernel
-
         values = images.contiguous().numpy()  # one memory layout, so one compilation
         with contextlib.suppress(KernelFailedError):
-            found = []
-            for image, layout in zip(values, layouts, strict=True):
-                stays = np.ones(len(layout), np.bool_)
-                seen = image.copy() if show else np.empty((channels, 0, 0), np.uint8)
-                patches = layout.patches.contiguous().numpy()
-                run_kernel(dropping_kernel.keep_unlike, image, patches, patch_size, flat, predict, stays, seen)
-                found.append(_Walk(stays, seen))
-            return found
+            return [
+                compiled_walk(image, layout.patches.contiguous().numpy(), patch_size, flat, predict, show)
+                for image, layout in zip(values, layouts, strict=True)
+            ]
     return [
-        _keep_unlike(image, layout, patch_size, flat, predict, show)
+        _keep_unlike(image, layout, patch_size, _as_number(flat), _as_number(predict), show)
         for image, layout in zip(images, layouts, strict=True)
     ]
 
 
-def _keep_unlike(
-    image: Tensor, layout: PatchLayout, patch_size: int, flat: float, predict: float, show: bool
-) -> _Walk:
+def compiled_walk(
+    image: np.ndarray,
+    patches: np.ndarray,
+    patch_size: int,
+    flat: float | None,
+    predict: float | None,
+    show: bool = False,
+) -> Walk:
+    """The walk over one image by the kernel, with its arguments; `None` for a rule that is off.
+
+    Raises:
+        KernelFailedError: it cannot be compiled.
+    """
+    from apt_code import dropping_kernel
+
+    stays = np.ones(len(patches), np.bool_)
+    seen = image.copy() if show or predict is not None else np.empty((len(image), 0, 0), np.uint8)
+    tolerances = _as_number(flat), _as_number(predict)
+    run_kernel(dropping_kernel.keep_unlike, image, patches, patch_size, *tolerances, stays, seen)
+    return Walk(stays, seen)
+
+
+def _keep_unlike(image: Tensor, layout: PatchLayout, patch_size: int, flat: float, predict: float, show: bool) -> Walk:
     """As `dropping_kernel.keep_unlike`, for any pixels, one unit after the other."""
     exact, unit = image, 1
     if exact.is_floating_point():
@@ -201,7 +216,7 @@ def _keep_unlike(
             seen[here] = likely.copy()
             roots.forget(row, col, side)
         stays[first : first + (MERGE_SIZE**2 if size == 1 else 1)] = False
-    return _Walk(stays, seen)
+    return Walk(stays, seen)
 
 
 # -------------------------------------------------------------------- flat

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -71,6 +71,11 @@ class Affine:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both as `(c,)` float32, for a kernel."""
+        return np.array(self.mean, np.float32), np.array(self.std, np.float32)
 
     def of(self, pixels: Tensor) -> Tensor:
         """`(..., c, height, width)` float32."""
@@ -159,7 +164,7 @@ class RowPacker:
         if affine is None:
             table, mean, std = self._table(images.shape[1], largest), _NOTHING, _NOTHING
         else:
-            table, mean, std = _NOTHING[None], np.array(affine.mean, np.float32), np.array(affine.std, np.float32)
+            table, (mean, std) = _NOTHING[None], affine.arrays
         ends = np.cumsum([layout.num_patches for layout in layouts])
         good = run_kernel(
             patch_packing_kernel.gather_rows, images.contiguous().numpy(), patches, ends, np.array(starts),

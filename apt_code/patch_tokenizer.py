@@ -6,6 +6,7 @@ Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` base gri
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +17,18 @@ from einops import rearrange
 from loguru import logger
 from torch import Tensor, nn
 
-from apt_code.dropping import check_tolerance, drop_repeats
+from apt_code.compilation import KernelFailedError, can_compile
+from apt_code.dropping import LARGEST_SIDE, check_tolerance, compiled_walk, drop_repeats
 from apt_code.importance import IMPORTANCE_METHODS, threshold_warning
-from apt_code.importance.common import PAD_VALUE
+from apt_code.importance.common import CHANNELS, PAD_VALUE
 from apt_code.importance.entropy import BINS
-from apt_code.patch_layout import PatchLayout
+from apt_code.importance.losses import kept_whole
+from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_packing import area_average, cells_of, pack_patches
 from apt_code.selection import BUDGETED, SELECTION_METHODS, check_alpha
 from apt_code.selection.plan import plan_of_maps, plan_of_size
 from apt_code.selection.settings import check_thresholds
-from apt_code.selection.tiling import lay_out, tile
+from apt_code.selection.tiling import canonical_patches, lay_out, tile
 
 PREFIX_MARK = -1
 """Mark of a prefix (class) token in `output_mask`."""
@@ -88,6 +91,21 @@ class PatchTokenizer(nn.Module):
         UserWarning: `v1` with a threshold above what its map can reach, which keeps every cell whole.
     """
 
+    num_scales: int
+    base_patch_size: int
+    image_size: tuple[int, int] | None
+    importance_method: str
+    thresholds: list[float]
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    patch_selection_method: str
+    alpha: float
+    drop_tolerance: float | None
+    predict_tolerance: float | None
+    num_prefix_tokens: int
+    bins: int
+    last_budget_info: dict[str, Any] | None
+
     def __init__(
         self,
         num_scales: int = 3,
@@ -122,22 +140,26 @@ class PatchTokenizer(nn.Module):
                 raise TypeError(f"{name}={value!r} of type {type(value).__name__}: expected an integer")
             if value < least:
                 raise ValueError(f"{name}={value}: expected {least} or more")
-        self.num_scales = num_scales
-        self.base_patch_size = base_patch_size
-        self.image_size = tuple(image_size) if image_size is not None else None
-        self.importance_method = importance_method
-        method = IMPORTANCE_METHODS[importance_method]
-        self.thresholds = check_thresholds(
-            method.thresholds(num_scales) if thresholds is None else thresholds, num_scales
+        if thresholds is None:
+            thresholds = IMPORTANCE_METHODS[importance_method].thresholds(num_scales)
+        vars(
+            self
+        ).update(  # a module looks at everything that is set on it, for parameters, which takes longer than this
+            num_scales=num_scales,
+            base_patch_size=base_patch_size,
+            image_size=tuple(image_size) if image_size is not None else None,
+            importance_method=importance_method,
+            thresholds=check_thresholds(thresholds, num_scales),
+            mean=mean,
+            std=std,
+            patch_selection_method=self._check_method(patch_selection_method, alpha),
+            alpha=alpha,
+            drop_tolerance=check_tolerance(drop_tolerance),
+            predict_tolerance=check_tolerance(predict_tolerance, "predict_tolerance"),
+            num_prefix_tokens=num_prefix_tokens,
+            bins=bins,
+            last_budget_info=None,
         )
-        self.mean, self.std = mean, std
-        self.patch_selection_method = self._check_method(patch_selection_method, alpha)
-        self.alpha = alpha
-        self.drop_tolerance = check_tolerance(drop_tolerance)
-        self.predict_tolerance = check_tolerance(predict_tolerance, "predict_tolerance")
-        self.num_prefix_tokens = num_prefix_tokens
-        self.bins = bins
-        self.last_budget_info: dict[str, Any] | None = None
         if "thresholds" in SELECTION_METHODS[patch_selection_method].reads:
             self._warn_of_thresholds(stacklevel=3)
 
@@ -237,13 +259,51 @@ class PatchTokenizer(nn.Module):
 
     def select_layouts(self, images: Tensor) -> list[PatchLayout]:
         """The tiling of every image, without packing any pixels."""
+        found = self._select_in_one_pass(images)
+        if found is not None:
+            return found
         if self._keeps_everything(images):
             layouts = [PatchLayout.uniform(self._grid(images))] * len(images)
         else:
-            compares = self.patch_selection_method == "v1" and IMPORTANCE_METHODS[self.importance_method].stops
-            maps = self._maps(images, **({"thresholds": self.thresholds} if compares else {}))
+            maps = self._maps(images)
             layouts = lay_out(maps, self._rule(maps, image_size=(images.shape[-2], images.shape[-1])))
         return self._drop(images, layouts)
+
+    def _select_in_one_pass(self, images: Tensor) -> list[PatchLayout] | None:
+        """The same for `v1` over a map of loss, where the kernels can do it; `None` where they cannot.
+
+        One kernel after the other, and no map, mask or layout in between: for small images, making those takes longer
+        than the kernels do. Nothing that is refused elsewhere gets here.
+        """
+        loss = IMPORTANCE_METHODS[self.importance_method].loss
+        if loss is None or not self._can_in_one_pass(images):
+            return None
+        self.last_budget_info = None
+        pixels = images.contiguous().numpy()  # one memory layout, so one compilation
+        with contextlib.suppress(KernelFailedError):
+            whole = kept_whole(pixels, self.base_patch_size, self.thresholds, loss)
+            if whole is None:
+                return None
+            grid = self._grid(images)
+            found = canonical_patches(whole, len(images), grid)
+            if self._drops:
+                for i, image in enumerate(pixels):
+                    walk = compiled_walk(
+                        image, found[i], self.base_patch_size, self.drop_tolerance, self.predict_tolerance
+                    )
+                    found[i] = found[i].compress(walk.stays, 0)
+            return [PatchLayout(grid, torch.from_numpy(patches)) for patches in found]
+        return None
+
+    def _can_in_one_pass(self, images: Tensor) -> bool:
+        if self.patch_selection_method != "v1" or self.num_scales == 1 or self.image_size is not None:
+            return False
+        if not can_compile(images) or images.ndim != 4 or images.shape[1] not in CHANNELS or not len(images):
+            return False
+        if not self._drops:
+            return True
+        cell, largest = self.base_patch_size * MERGE_SIZE, self.base_patch_size << self.num_scales - 1
+        return not (images.shape[2] % cell or images.shape[3] % cell or largest > LARGEST_SIDE)
 
     @property
     def _drops(self) -> bool:
@@ -298,7 +358,7 @@ class PatchTokenizer(nn.Module):
         method = self.patch_selection_method if patch_selection_method is None else patch_selection_method
         self._check_method(method, alpha)
         self.last_budget_info = None
-        logger.debug("{} alpha={} on {}", method, alpha, {side: tuple(found.shape) for side, found in maps.items()})
+        logger.debug("{} alpha={} on maps of {} px", method, alpha, list(maps))
         row = SELECTION_METHODS[method]
         if row.budgeted:
             if image_size is None:

@@ -15,7 +15,7 @@ import io
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +40,7 @@ from benchmarks.measuring import (
     take_turns,
     unlimited,
 )
+from benchmarks.memory import grown
 from benchmarks.random_models import SMALL, config_of, random_model, sizes_of
 from transformers_apt import image_layouts
 from transformers_apt.embedded.asking import load_checkpoint
@@ -54,9 +55,11 @@ PROMPT = "Describe this image in one sentence."
 
 def main(
     size: Annotated[
-        list[str] | None, typer.Option(help="A published one of the family, or small; repeatable.")
+        list[str] | None, typer.Option(help="A published one of the families, or small; repeatable.")
     ] = None,
-    family: Annotated[str, typer.Option(help=f"Of {list(PUBLISHED)}.")] = "qwen2_vl",
+    family: Annotated[
+        list[str] | None, typer.Option(help=f"Of {list(PUBLISHED)}, repeatable; default: qwen2_vl.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A real checkpoint instead: folder or hub id.")] = None,
     image: Annotated[Path | None, typer.Option(help="A photo of your own instead of the bundled one.")] = None,
     images: Annotated[list[str] | None, typer.Option(help=f"Of {list(IMAGES)}, repeatable.")] = None,
@@ -83,20 +86,22 @@ def main(
     settings = budgets(alphas or ([] if setting else [0.2, 0.3, 0.5]), importance_method)
     try:
         settings |= named_settings(setting or [])
-        sizes = sizes_of(family)
-        check_names("--size", size, sizes)
+        sizes = {name: sizes_of(name) for name in family or ["qwen2_vl"]}
+        for published in sizes.values():
+            check_names("--size", size, published)
         check_names("--images", images, IMAGES)
         check_names("--kind", kind, KINDS)
         check_names("--downscaled-like", downscaled_like, settings)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     rows: list[dict[str, Any]] = []
-    for name in [model] if model else size or [SMALL]:
+    models = [("", model)] if model else itertools.product(sizes, size or [SMALL])
+    for of_family, name in models:
         if model:
             loaded, processor = load_checkpoint(model, device, dtype)
         else:
-            processor = build_processor(family=family)  # type: ignore[arg-type]  # one of the families
-            loaded = random_model(config_of(family, sizes[name], processor.tokenizer), device, dtype)
+            processor = build_processor(family=of_family)  # type: ignore[arg-type]  # one of the families
+            loaded = random_model(config_of(of_family, sizes[of_family][name], processor.tokenizer), device, dtype)
         processor.image_processor.size = unlimited(processor.image_processor.patch_size)
         weights = sum(weight.nbytes for weight in loaded.parameters())
         for area, picture, count in itertools.product(images or ["1080p"], kind or ["photo"], batch or [1]):
@@ -119,7 +124,7 @@ def main(
 
     def plot(axes: Any) -> None:
         chosen = [row for row in rows if all(row[key] == rows[0][key] for key in ("prompts", "image", "kind"))]
-        labels = [f"{row['model']}\n{row['method']}" for row in chosen]
+        labels = [f"{row['family']} {row['model']}\n{row['method']}" for row in chosen]
         bottom = [0.0] * len(chosen)
         for stage in STAGES:
             height = [row[stage] for row in chosen]
@@ -163,11 +168,19 @@ def measure(
             images=decoded, text=[text] * prompts, images_kwargs=setting, return_tensors="pt", padding=True
         )
 
+    peaks: dict[str, float | None] = {}
+
     def first_token(inputs: Any) -> float:
         """Milliseconds that the tower took of it."""
         with stopwatch(model.model.visual) as spent:
             model.generate(**inputs, max_new_tokens=1, min_new_tokens=1, do_sample=False)
         return sum(spent)
+
+    def generate(name: str) -> None:
+        if name in peaks:
+            tower[name].append(first_token(moved[name]))
+        else:  # the first time of all, which warms up
+            peaks[name] = peak_memory(model, lambda: tower[name].append(first_token(moved[name])))
 
     on_gpu = model.device.type == "cuda"
     prepared = {name: preprocess(setting) for name, setting in settings.items()}
@@ -188,7 +201,7 @@ def measure(
         "preprocess": lambda name: preprocess(settings[name]),
         "preprocess there": lambda name: preprocess({**settings[name], "device": model.device}).to(model.device),
         "transfer": move,
-        "generate": lambda name: tower[name].append(first_token(moved[name])),
+        "generate": generate,
     }
     there = on_gpu
     if there:
@@ -230,7 +243,7 @@ def measure(
             "tower speed-up": tower_speed_up,
             "ceiling (FLOPs)": ceiling,
             "reached": tower_speed_up / ceiling,
-            "peak GiB": peak_memory(lambda n=name: first_token(moved[n])) if on_gpu else None,
+            "peak GiB": peaks[name],
         }
         rows.append(row)
     return rows
@@ -276,12 +289,17 @@ def stopwatch(module: torch.nn.Module) -> Iterator[list[float]]:
             hook.remove()
 
 
-def peak_memory(work: Any) -> float:
-    """Peak GPU memory of `work`, weights included, in GiB."""
-    torch.cuda.reset_peak_memory_stats()
-    with torch.inference_mode():
+def peak_memory(model: Any, work: Callable[[], Any]) -> float | None:
+    """Peak memory of `work`, the model's weights included, in GiB; `None` where the system does not tell."""
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
         work()
-    return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        return (grown(work) + sum(weight.nbytes for weight in model.parameters())) / 2**30
+    except OSError:
+        work()
+        return None
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from tqdm import tqdm
 
@@ -223,13 +224,31 @@ def report(
     where = about["hardware"]["gpu"] or about["hardware"]["cpu"]
     # a terminal is narrow: what is the same in every row is said once
     same = [key for key in rows[0] if len(rows) > 1 and all(row[key] == rows[0][key] for row in rows)]
-    table = Table(*(key for key in rows[0] if key not in same), title=f"{name}: {where}", box=SIMPLE_HEAD)
-    table.caption = ", ".join(f"{key}: {rows[0][key]}" for key in same if rows[0][key] is not None)
-    for row in rows:
-        values = [value for key, value in row.items() if key not in same]
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in values))
+    lines = [[key for key in rows[0] if key not in same]]
+    lines += [[_shown(row[key]) for key in lines[0]] for row in rows]
+    said = [f"{key}: {_shown(rows[0][key])}" for key in same if rows[0][key] is not None]
+    table = _table(lines)
+    wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
+    if wanted > console.width:  # still too wide: every row becomes a column
+        table = _table(list(zip(*lines, strict=True)))
+    table.title, table.caption = f"{name}: {where}", ", ".join(said)
     console.print(table)
     console.print(f"written: {folder / name}.json, .png")
+
+
+def _table(lines: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for i, name in enumerate(lines[0]):
+        table.add_column(name, overflow="fold", no_wrap=i == 0)
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
+    return "-" if value is None else str(value)
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.json
 import pyarrow.parquet
 
-from transformers_apt.embedded.asking import image_files
+from transformers_apt.models.image_files import image_files
 
 JOB = "_job.json"
 """What made the answers of a folder. Readers of Parquet pass over names that begin like this."""

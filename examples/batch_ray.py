@@ -168,7 +168,7 @@ def answer_rows(ask: Callable[..., list[tuple[str, int]]], folder: Path, rows: I
     """
     import torch
 
-    from transformers_apt.embedded.asking import load_photo
+    from transformers_apt.models.image_files import load_photo
 
     found, loaded = [], []
     for row in rows:

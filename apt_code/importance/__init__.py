@@ -22,8 +22,9 @@ from torch import Tensor
 
 from apt_code.importance.entropy import BINS, compute_patch_entropy_batched
 from apt_code.importance.laplacian import compute_patch_laplacian_batched
-from apt_code.importance.upsample_l4 import compute_patch_upsample_l4_batched
-from apt_code.importance.upsample_mse import compute_patch_upsample_mse_batched
+from apt_code.importance.losses import Loss
+from apt_code.importance.upsample_l4 import FOURTH_POWERS, compute_patch_upsample_l4_batched
+from apt_code.importance.upsample_mse import SQUARES, compute_patch_upsample_mse_batched
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ImportanceMethod:
         coarse_scores: whether `budget` scores a coarse cell by the map's own value there, rather than by the mean of
             its finest cells.
         reads: the options of `PatchTokenizer` that `compute` takes by name, beside those that all maps take.
-        stops: whether `compute` takes the `thresholds` of `v1`, to do no more than that rule has to know.
+        loss: what the map is of, where a kernel can tell `v1` what is below its thresholds with less work than a map.
     """
 
     compute: Callable[..., dict[int, Tensor]]
@@ -47,7 +48,7 @@ class ImportanceMethod:
     default_thresholds: tuple[float, ...]
     coarse_scores: bool
     reads: frozenset[str] = frozenset()
-    stops: bool = False
+    loss: Loss | None = None
 
     def thresholds(self, num_scales: int) -> list[float]:
         """The default thresholds for `num_scales` scales, finest coarse scale first."""
@@ -77,7 +78,7 @@ IMPORTANCE_METHODS: Mapping[str, ImportanceMethod] = {
         lambda side, bins: 255.0**2,  # no pixel is restored as more than white or less than black
         (16.0, 16.0),  # 4 grey levels RMS: no text that a reader could read is lost (docs/reading.md)
         coarse_scores=True,
-        stops=True,
+        loss=SQUARES,
     ),
     "upsample_l4": ImportanceMethod(
         compute_patch_upsample_l4_batched,
@@ -85,7 +86,7 @@ IMPORTANCE_METHODS: Mapping[str, ImportanceMethod] = {
         lambda side, bins: 255.0**2,  # as of upsample_mse, where every pixel is as far off
         (50.0, 50.0),
         coarse_scores=True,
-        stops=True,
+        loss=FOURTH_POWERS,
     ),
 }
 

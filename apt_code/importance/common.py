@@ -5,7 +5,6 @@ Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` cells of
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
-
-from apt_code.compilation import KernelFailedError, can_compile, run_kernel
 
 PAD_VALUE = 1e6
 """Importance of a cell that is not wholly inside the image."""
+CHANNELS = (1, 3)
+"""How many an image may have."""
 GREY_WEIGHTS = (2989, 5870, 1140)
 """ITU-R BT.601 luma, in ten-thousandths: 0.2989 R + 0.5870 G + 0.1140 B."""
 GREY_SCALE = 10_000
@@ -28,13 +26,11 @@ LARGEST_PIXEL = 2.0**16
 """Pixels further from 0 than this, which are no grey levels in any unit, count as this, so that no sum overflows."""
 PIXELS_AT_ONCE = 2**24
 """How many pixels the plain code, which holds several numbers per pixel, works on at a time."""
-MOST_SCALES_OF_ERROR = 4
-"""Up to 8× cells, what integer pixels lose is exact: its numbers fit float32, and their squares float64."""
 
 
 def checked(images: Tensor, patch_size: int, num_scales: int) -> tuple[Tensor, float]:
     """The images without their gradient, and how far their extreme values can lie apart, after checking them."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
+    if images.ndim != 4 or images.shape[1] not in CHANNELS:
         raise ValueError(
             f"images have shape (batch, channels, height, width) with 1 or 3 channels, got {tuple(images.shape)}; "
             "convert to RGB, channels first"
@@ -110,109 +106,6 @@ def in_parts(images: Tensor, work: Callable[[Tensor], list[Tensor]]) -> list[Ten
     """`work` on a few images of the batch at a time, so that what it needs on the way stays bounded."""
     at_once = max(1, PIXELS_AT_ONCE // max(1, images.shape[-2] * images.shape[-1]))
     return [torch.cat(found) for found in zip(*map(work, images.split(at_once)), strict=True)]
-
-
-def check_scales_of_error(num_scales: int, name: str) -> None:
-    """Refuse scales so coarse that `restoration_errors` would not be exact."""
-    if num_scales > MOST_SCALES_OF_ERROR:
-        raise ValueError(f"num_scales={num_scales} with {name!r}: expected at most {MOST_SCALES_OF_ERROR}")
-
-
-def maps_of_loss(
-    images: Tensor,
-    patch_size: int,
-    num_scales: int,
-    pad_value: float,
-    thresholds: Sequence[float] | None,
-    fourth: bool,
-    per_unit: Callable[[int], float],
-    plain: Callable[[int, float], Tensor],
-) -> dict[int, Tensor]:
-    """A map for each scale of what averaging loses; the finest scale loses nothing, and its map is 0.
-
-    Args:
-        images, patch_size, num_scales, pad_value: as `checked` takes and returns them.
-        thresholds: as `compute_patch_upsample_mse_batched`.
-        fourth: as `upsampling_kernel.upsampling_losses`.
-        per_unit: by how many pixels of a side are averaged, what its sum is multiplied by.
-        plain: by the same and `per_unit`, the values of the complete cells, `(b, rows, cols)` float64.
-    """
-    height, width = images.shape[-2:]
-    maps = {patch_size: _zeros(images, patch_size, pad_value)}
-    pixels = images.contiguous().numpy() if can_compile(images) else None  # one memory layout, so one compilation
-    enough, whole_below = math.inf, -math.inf
-    for scale in range(num_scales - 1, 0, -1):
-        size = 2**scale
-        side, unit = patch_size * size, per_unit(size)
-        if thresholds is not None:  # as `v1` compares them: in float32; below every loss, one is like another
-            enough = float(np.float32(min(max(thresholds[scale - 1], -1.0), pad_value)))
-        losses = None
-        if pixels is not None and can_compile(images):
-            coarser = maps.get(2 * side)
-            losses = _compiled_losses(pixels, patch_size, size, fourth, unit, enough, coarser, whole_below, pad_value)
-        if losses is None:
-            losses = round_up(plain(size, unit), height, width, side, pad_value)
-        maps[side] = losses
-        if thresholds is not None:
-            whole_below = enough
-    return {side: maps[side] for side in sorted(maps)}
-
-
-def _zeros(images: Tensor, side: int, pad_value: float) -> Tensor:
-    """The map of cells that lose nothing."""
-    rows, cols = images.shape[-2] // side, images.shape[-1] // side
-    if images.device.type != "cpu":
-        return round_up(
-            images.new_zeros((len(images), rows, cols)), images.shape[-2], images.shape[-1], side, pad_value
-        )
-    found = empty_map(images, side, pad_value)  # numpy takes a tenth of the time for so little
-    found[:, :rows, :cols] = 0
-    return torch.from_numpy(found)
-
-
-def _compiled_losses(
-    pixels: np.ndarray,
-    patch_size: int,
-    size: int,
-    fourth: bool,
-    unit: float,
-    enough: float,
-    coarser: Tensor | None,
-    whole_below: float,
-    pad_value: float,
-) -> Tensor | None:
-    """A map by the kernel, with its arguments; `None` where it would not be exact, or failed."""
-    from apt_code.importance import upsampling_kernel
-
-    if not upsampling_kernel.fits(pixels.shape[1], patch_size * size, size, fourth):
-        return None
-    losses = empty_map(pixels, patch_size * size, pad_value)
-    above = losses if coarser is None else coarser.numpy()  # none of which is below −inf
-    with contextlib.suppress(KernelFailedError):
-        run_kernel(
-            upsampling_kernel.upsampling_losses,
-            pixels, patch_size, size, fourth, unit, enough, above, whole_below, losses,
-        )  # fmt: skip
-        return torch.from_numpy(losses)
-    return None
-
-
-def restoration_errors(images: Tensor, side: int, size: int) -> Tensor:
-    """Each pixel less what it is restored as from its cell's own coarse patch: area average, then bilinear.
-
-    Args:
-        images: `(b, c, H, W)`.
-        side: of a cell in pixels; cells that stick out are left out.
-        size: how many pixels of a side are averaged.
-
-    Returns:
-        `(b·rows·cols, c, side, side)` float32, exact for integer pixels: multiples of `1 / (4 size⁴)`.
-    """
-    rows, cols = images.shape[-2] // side, images.shape[-1] // side
-    # every cell alone, so that the scaling up never looks at its neighbours
-    whole = images[..., : rows * side, : cols * side].float()
-    cells = rearrange(whole, "b c (h p) (w q) -> (b h w) c p q", p=side, q=side)
-    return cells - F.interpolate(F.avg_pool2d(cells, size), scale_factor=size, mode="bilinear", align_corners=False)
 
 
 def empty_map(images: Tensor | np.ndarray, side: int, value: float) -> np.ndarray:

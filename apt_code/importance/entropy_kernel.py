@@ -96,10 +96,15 @@ def entropies(images, patch_size, bins, weights, table, units, strip, counts, da
                                 histogram[b] = (
                                     upper[2 * c, b] + upper[2 * c + 1, b] + lower[2 * c, b] + lower[2 * c + 1, b]
                                 )
+                            for child in (upper[2 * c], upper[2 * c + 1], lower[2 * c], lower[2 * c + 1]):
+                                child[low : high + 1] = 0
                             darkest[r, c], brightest[r, c] = low, high  # its children are read already
                             total = np.int64(0)
                             for b in range(low, high + 1):
                                 total += table[histogram[b]]
                             missing = table[(patch_size << scale) * (patch_size << scale)] - total
                             maps[scale][image, (top >> scale) + r, (left >> scale) + c] = missing * units[scale]
-                counts[:] = 0
+                if tall == wide == across:  # then all but the coarsest were emptied with their parents
+                    counts[num_scales - 1, 0, 0, darkest[0, 0] : brightest[0, 0] + 1] = 0
+                else:
+                    counts[:] = 0

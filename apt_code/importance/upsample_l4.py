@@ -8,20 +8,12 @@ the squares cannot tell them apart, the mean of the fourth powers can.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from apt_code.exact_sum import exact_sum
-from apt_code.importance.common import (
-    PAD_VALUE,
-    check_scales_of_error,
-    checked,
-    in_parts,
-    maps_of_loss,
-    restoration_errors,
-)
+from apt_code.importance.common import PAD_VALUE, checked, in_parts
+from apt_code.importance.losses import Loss, check_scales, maps_of_loss, restoration_errors
 
 PARTS = 16
 """Errors are counted in this many parts of a grey level: a half of one is far below any threshold that is of use."""
@@ -34,7 +26,6 @@ def compute_patch_upsample_l4_batched(
     patch_size: int = 16,
     num_scales: int = 3,
     pad_value: float = PAD_VALUE,
-    thresholds: Sequence[float] | None = None,
 ) -> dict[int, Tensor]:
     """What keeping a cell whole loses, as `upsample_mse`, with few large errors weighing more than many small ones.
 
@@ -47,16 +38,14 @@ def compute_patch_upsample_l4_batched(
     to sixteenths of a grey level, halves away from 0, and the fourth powers of those are integers. Their sum is
     rounded once, and the root of an IEEE double is the same everywhere.
     """
-    check_scales_of_error(num_scales, "upsample_l4")
+    check_scales(num_scales, FOURTH_POWERS.name)
     images, _ = checked(images, patch_size, num_scales)
 
-    def per_unit(size: int) -> float:
-        return 1.0 / (PARTS**4 * images.shape[1] * (patch_size * size) ** 2)
+    def plain(size: int) -> Tensor:
+        worth = FOURTH_POWERS.worth(images.shape[1], patch_size, size)
+        return (_fourth_powers(images, patch_size * size, size) * worth).sqrt()
 
-    def plain(size: int, unit: float) -> Tensor:
-        return (_fourth_powers(images, patch_size * size, size) * unit).sqrt()
-
-    return maps_of_loss(images, patch_size, num_scales, pad_value, thresholds, True, per_unit, plain)
+    return maps_of_loss(images, patch_size, num_scales, pad_value, FOURTH_POWERS, plain)
 
 
 def _fourth_powers(images: Tensor, side: int, size: int) -> Tensor:
@@ -70,3 +59,10 @@ def _fourth_powers(images: Tensor, side: int, size: int) -> Tensor:
         return [exact_sum(error**4, (1, 2, 3), float(LARGEST_ERROR) ** 4).view(len(part), rows, cols)]
 
     return in_parts(images, powers_of)[0]
+
+
+def _worth(channels: int, patch_size: int, size: int) -> float:
+    return 1.0 / (PARTS**4 * channels * (patch_size * size) ** 2)
+
+
+FOURTH_POWERS = Loss("upsample_l4", True, _worth)

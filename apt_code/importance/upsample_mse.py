@@ -5,20 +5,12 @@ Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` cells of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from apt_code.exact_sum import exact_sum
-from apt_code.importance.common import (
-    PAD_VALUE,
-    check_scales_of_error,
-    checked,
-    in_parts,
-    maps_of_loss,
-    restoration_errors,
-)
+from apt_code.importance.common import PAD_VALUE, checked, in_parts
+from apt_code.importance.losses import Loss, check_scales, maps_of_loss, restoration_errors
 
 
 def compute_patch_upsample_mse_batched(
@@ -26,27 +18,19 @@ def compute_patch_upsample_mse_batched(
     patch_size: int = 16,
     num_scales: int = 3,
     pad_value: float = PAD_VALUE,
-    thresholds: Sequence[float] | None = None,
 ) -> dict[int, Tensor]:
     """What keeping a cell whole loses: mean squared error between it and its own coarse patch scaled back up.
 
     Area average down to `patch_size`, bilinear up, mean over pixels and channels, in grey levels², in [0, 255²]. The
     finest scale loses nothing: its map is 0. Arguments, shapes and errors as `compute_patch_entropy_batched`.
-
-    With `thresholds`, as `v1` takes them, the maps need tell no more than `v1` has to know, which takes less time: a
-    loss that is not below its threshold may come out as less than it is, though never below the threshold, and one of
-    a cell inside another that stays whole as anything.
     """
-    check_scales_of_error(num_scales, "upsample_mse")
+    check_scales(num_scales, SQUARES.name)
     images, span = checked(images, patch_size, num_scales)
 
-    def per_unit(size: int) -> float:
-        return _error_unit(size) / (images.shape[1] * (patch_size * size) ** 2)
+    def plain(size: int) -> Tensor:
+        return _square_error(images, patch_size, size, span) * SQUARES.worth(images.shape[1], patch_size, size)
 
-    def plain(size: int, unit: float) -> Tensor:
-        return _square_error(images, patch_size, size, span) * unit
-
-    return maps_of_loss(images, patch_size, num_scales, pad_value, thresholds, False, per_unit, plain)
+    return maps_of_loss(images, patch_size, num_scales, pad_value, SQUARES, plain)
 
 
 def _square_error(images: Tensor, patch_size: int, size: int, span: float) -> Tensor:
@@ -73,3 +57,10 @@ def _error_unit(size: int) -> float:
     Counted in it, sums over a cell are integers, which have no rounding; noise at 8× would be too much for float64.
     """
     return 1.0 / (4 * size**4) ** 2
+
+
+def _worth(channels: int, patch_size: int, size: int) -> float:
+    return _error_unit(size) / (channels * (patch_size * size) ** 2)
+
+
+SQUARES = Loss("upsample_mse", False, _worth)

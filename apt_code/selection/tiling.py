@@ -6,7 +6,7 @@ Axis legend: `b` images of one shape, `rows cols` cells of one scale; maps and m
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,14 +35,29 @@ def tile(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> dict[i
 def lay_out(maps: Mapping[int, Tensor], keep_whole: Mapping[int, Tensor]) -> list[PatchLayout]:
     """One layout per image, on the host, of the tiling that keeps cells whole where a rule would, largest first."""
     if can_select_compiled(maps):
-        from apt_code.selection import tiling_kernel
-
+        b, h, w = maps[min(maps)].shape
+        values = as_arrays(maps)[1:]
+        whole = [keep & (found < PAD_VALUE) for keep, found in zip(as_arrays(keep_whole), values, strict=True)]
         with contextlib.suppress(KernelFailedError):
-            b, h, w = maps[min(maps)].shape
-            patches, counts = np.empty((b * h * w, 3), np.int64), np.empty(b, np.int64)
-            run_kernel(
-                tiling_kernel.canonical_patches, as_arrays(maps), as_arrays(keep_whole), PAD_VALUE, patches, counts
-            )
-            parts = np.split(patches, counts.cumsum())[:-1]
+            parts = canonical_patches(whole, b, (h, w))
             return [PatchLayout((h, w), torch.from_numpy(part)) for part in parts]
     return PatchLayout.from_masks_of_batch(tile(maps, keep_whole))
+
+
+def canonical_patches(whole: Sequence[np.ndarray], batch: int, grid: tuple[int, int]) -> list[np.ndarray]:
+    """The patches of each image, `(n, 3)` int64 as `PatchLayout` has them.
+
+    Args:
+        whole: `(b, rows, cols)` bool for each coarse scale, finest first: where a cell is to stay whole. None sticks
+            out of the image.
+        batch, grid: how many images, and their base grid.
+
+    Raises:
+        KernelFailedError: the kernel cannot be compiled.
+    """
+    from apt_code.selection import tiling_kernel
+
+    patches, counts = np.empty((batch * grid[0] * grid[1], 3), np.int64), np.empty(batch, np.int64)
+    run_kernel(tiling_kernel.canonical_patches, tuple(whole), *grid, patches, counts)
+    ends = counts.cumsum().tolist()
+    return [patches[start:end] for start, end in zip([0, *ends], ends, strict=False)]

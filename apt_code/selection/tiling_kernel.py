@@ -9,27 +9,23 @@ from apt_code.compilation import compiled
 
 
 @compiled
-def canonical_patches(maps, whole, pad_value, patches, counts):  # type: ignore[no-untyped-def]
+def canonical_patches(whole, height, width, patches, counts):  # type: ignore[no-untyped-def]
     """The tiling that keeps cells whole where asked to, largest first, in canonical order.
 
     Args:
-        maps: tuple of `(b, rows, cols)` float32 importance maps, finest first.
-        whole: tuple of `(b, rows, cols)` bool, one per coarse scale: where a rule would keep a cell whole.
-        pad_value: the importance from which on a cell sticks out of the image, and is split.
+        whole: tuple of `(b, rows, cols)` bool, one per coarse scale, finest first: where a cell inside the image is to
+            stay whole.
+        height, width: of the base grid.
         patches: `(at least n, 3)` int64, written: `(row, col, size)` of all images.
         counts: `(b,)` int64, written: how many each image has.
     """
-    batch, height, width = maps[0].shape
     n = 0
-    for image in range(batch):
+    for image in range(counts.shape[0]):
         before = n
         for row in range(0, height, 2):  # merge cells in raster order
             for col in range(0, width, 2):
-                scale = len(maps) - 1
-                while scale > 0:
-                    r, c = row >> scale, col >> scale
-                    if whole[scale - 1][image, r, c] and maps[scale][image, r, c] < pad_value:
-                        break
+                scale = len(whole)
+                while scale > 0 and not whole[scale - 1][image, row >> scale, col >> scale]:
                     scale -= 1
                 if scale > 0:
                     if row % (1 << scale) == 0 and col % (1 << scale) == 0:

@@ -22,9 +22,9 @@ import transformers_apt
 from benchmarks.quality.collate import CELL
 from benchmarks.quality.items import generated
 from benchmarks.quality.stream import PHASE2, sample
+from transformers_apt.cli.practising import practise
 from transformers_apt.embedded.asking import load_checkpoint
 from transformers_apt.training.agreement import as_table
-from transformers_apt.training.command import practise
 from transformers_apt.training.pairs import Pair
 from transformers_apt.training.practice import GotWorseError, Plan, Practice, make_accelerator
 from transformers_apt.training.students import STUDENTS

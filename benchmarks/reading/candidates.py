@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from apt_code.dropping import drop_repeats, inherited_pixels
-from apt_code.importance.common import restoration_errors
+from apt_code.importance.losses import restoration_errors
 from apt_code.patch_layout import MERGE_SIZE, PatchLayout
 from apt_code.patch_tokenizer import PatchTokenizer
 from benchmarks.reading.pixelprune import prune_pixels

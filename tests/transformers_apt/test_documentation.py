@@ -25,8 +25,8 @@ from apt_code.entropy_utils import IMPORTANCE_METHODS
 from apt_code.selection_settings import SELECTION_METHODS
 from transformers_apt import embedded
 from transformers_apt.cli.main import app
-from transformers_apt.embedded.asking import load_photo
 from transformers_apt.embedded.tiny_checkpoint import save_checkpoint
+from transformers_apt.models.image_files import load_photo
 from transformers_apt.models.settings import DEFAULTS, OFF, RECOMMENDED
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from transformers_apt.embedded import Example
-from transformers_apt.embedded.asking import answer, decode_answer, load_photo, preprocess_for
+from transformers_apt.embedded.asking import answer, decode_answer, preprocess_for
+from transformers_apt.models.image_files import load_photo
 from transformers_apt.models.layouts import KEYS
 from transformers_apt.models.settings import FIT, RECOMMENDED
 from transformers_apt.models.stats import patch_stats

@@ -55,6 +55,7 @@ def demo(
         from transformers_apt import embedded
         from transformers_apt.cli import comparison
         from transformers_apt.embedded import asking
+        from transformers_apt.models.image_files import load_photo
 
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -63,7 +64,7 @@ def demo(
     try:
         transformers_apt.apply()
         examples = embedded.examples() if image is None else []
-        photo = asking.load_photo(image or examples[0].image)
+        photo = load_photo(image or examples[0].image)
         with progress() as step:
             step(f"loading {readable(model) if model else 'the embedded model'}")
             checkpoint, processor = asking.load_checkpoint(model, device, dtype)

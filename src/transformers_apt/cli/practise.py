@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from transformers_apt.cli.messages import CHECKPOINT, check_model, complain, fail
+from transformers_apt.cli.messages import CHECKPOINT, DTYPES, check_choice, check_model, complain, fail
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended."""
@@ -47,9 +47,8 @@ def practise(
             raise fail(f"{name} {path} does not exist; expected {'a folder' if path is images else 'a JSONL file'}")
     check_model(model)
     _check_out(out, model)
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise fail(f"--dtype {dtype}: expected float32, bfloat16 or float16")
-    from transformers_apt.training import command
+    check_choice("--dtype", dtype, DTYPES)
+    from transformers_apt.cli import practising
     from transformers_apt.training.practice import GotWorseError, Plan
 
     try:
@@ -65,15 +64,15 @@ def practise(
             save_every=60 * save_minutes,
             workers=workers,
         )
-        rows = command.rows_of(images, prompt or [], prompts, held_out, seed)
-        table = command.run(model, dtype, rows, plan, out)
+        rows = practising.rows_of(images, prompt or [], prompts, held_out, seed)
+        table = practising.run(model, dtype, rows, plan, out)
     except GotWorseError as error:
         complain("[red]worse:[/red]", error)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         complain("[yellow]stopped:[/yellow]", "the same command goes on from the state that was saved last")
         raise typer.Exit(INTERRUPTED) from error
-    except command.EXPECTED as error:
+    except practising.EXPECTED as error:
         raise fail(error) from error
     if table is not None:
         Console(emoji=False).print(table, markup=False, highlight=False, soft_wrap=True)

@@ -17,6 +17,9 @@ from transformers_apt.models.settings import OFF, logger
 Range = tuple[float, float]
 """The smallest and the largest grey level of an image, before resizing; NaN where it holds one."""
 
+BYTES = (torch.uint8, np.uint8)
+RANGE_OF_BYTES: Range = (0.0, 255.0)
+
 READABLE_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Those whose extremes torch computes."""
 
@@ -44,6 +47,8 @@ def grey_scale(arguments: Mapping[str, Any]) -> float:
 def not_numbers(images: Sequence[Any]) -> str | None:
     """What is wrong with the first image that holds no real numbers that torch can read, if there is one."""
     for i, image in enumerate(images):
+        if image.dtype in BYTES and type(image) in (Tensor, np.ndarray) and not getattr(image, "is_meta", False):
+            continue  # nearly all images are such
         if isinstance(image, Tensor):
             good = not (image.is_meta or hasattr(image, "fake_mode") or image.is_complex())
             good = good and (not image.is_floating_point() or image.dtype in READABLE_FLOATS)
@@ -63,7 +68,7 @@ def not_numbers(images: Sequence[Any]) -> str | None:
 
 def ranges_of(images: Sequence[Any], grey_scale: float) -> list[Range]:
     """The range of each image; of bytes it is known without a look."""
-    return [(0.0, 255.0) if image.dtype in (torch.uint8, np.uint8) else _range(image, grey_scale) for image in images]
+    return [RANGE_OF_BYTES if image.dtype in BYTES else _range(image, grey_scale) for image in images]
 
 
 def _range(image: Any, grey_scale: float) -> Range:
@@ -93,7 +98,7 @@ def are_readable(ranges: Sequence[Range]) -> list[bool]:
 
     Patches chosen on other values (already rescaled or normalised, 16 bits) would throw the image away without a word.
     """
-    readable = [bool(are_grey_levels(*values)) for values in ranges]
+    readable = [values is RANGE_OF_BYTES or bool(are_grey_levels(*values)) for values in ranges]
     if not all(readable):  # a constant text, so that it is said once
         logger.warning_once(
             "An image holds pixels that cannot be grey levels, expected 0 to 255: patches cannot be chosen on it, and "

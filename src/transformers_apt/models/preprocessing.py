@@ -95,12 +95,13 @@ def preprocess(
     _last_calls.by_processor[image_processor] = LastCall(found.infos, _keys_with(resolved.values))
     arrays = isinstance(images[0], np.ndarray)  # the PIL backend's; without `return_tensors` they stay what they are
     grids = [[1, *layout.grid] for layout in found.layouts]
-    counts = [layout.num_patches for layout in found.layouts]
+    patches = [layout.patches for layout in found.layouts]
+    counts = list(map(len, patches))
     data = {
         "pixel_values": found.rows,
         # as upstream has them, on the default device
         "image_grid_thw": torch.tensor(grids, dtype=torch.int64, device="cpu" if arrays else None),
-        LAYOUT_KEY: torch.cat([layout.patches for layout in found.layouts]),
+        LAYOUT_KEY: torch.cat(patches),
         COUNTS_KEY: torch.tensor(counts, dtype=torch.int64, device="cpu"),
     }
     if found.parts is not None:

@@ -6,10 +6,11 @@ loaded with it), the environment variable `TRANSFORMERS_APT_SETTINGS`, the packa
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any
 
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -179,12 +180,14 @@ class Resolved:
         asked: somebody named the method, so that the package default is not what decides.
         anything: somebody named any setting.
         only_by_environment: the method comes from the environment variable, which speaks to a whole process.
+        notices: what there is to say of settings that have no effect.
     """
 
-    values: dict[str, Any]
+    values: Mapping[str, Any]
     asked: bool
     anything: bool
     only_by_environment: bool
+    notices: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -214,10 +217,34 @@ def resolve(
         TypeError, ValueError: one that cannot be used.
     """
     sources = [given]
-    further = (lambda: of_server or {}, lambda: attributes_of(image_processor), of_environment)
-    for ask in further:
+    for ask in (lambda: of_server or {}, lambda: attributes_of(image_processor), of_environment):
         if not _is_off(sources[-1].get(METHOD)):  # else nobody asks what lies further from the call
             sources.append(ask())
+    frozen = tuple(tuple((name, *_frozen(value)) for name, value in source.items()) for source in sources)
+    try:
+        hash(frozen)
+    except TypeError:  # a value that is refused, or a strange one
+        found = _combined.__wrapped__(frozen, default)
+    else:
+        found = _combined(frozen, default)
+    for notice in found.notices:
+        logger.warning_once(notice)
+    return found
+
+
+def _frozen(value: Any) -> tuple[type, Any]:
+    """A value that can be a key if anything can, and its type: 1 is not `True`. A list is written to later."""
+    return (list, tuple(map(_frozen, value))) if type(value) is list else (type(value), value)
+
+
+def _thawed(kind: type, value: Any) -> Any:
+    return [_thawed(*one) for one in value] if kind is list else value
+
+
+@lru_cache(maxsize=64)
+def _combined(frozen: tuple[tuple[tuple[str, type, Any], ...], ...], default: str) -> Resolved:
+    """What sources come to, nearest first: the call, a server, the attributes and the environment, up to an `off`."""
+    sources: list[Mapping[str, Any]] = [{name: _thawed(*value) for name, *value in source} for source in frozen]
     sources = _with_what_they_mean(sources)
     named = {name: value for found in reversed(sources) for name, value in found.items()}
     method = named.get(METHOD, default)
@@ -226,14 +253,17 @@ def resolve(
     try:
         check_selection(**values)
     except (TypeError, ValueError) as error:
-        asked = len(sources) > len(further)  # the environment too
-        blamed = set(sources[-1]).difference(*sources[:-1]) if asked else ()
+        blamed = set(sources[-1]).difference(*sources[:-1]) if len(sources) > _ENVIRONMENT_PLACE else ()
         if any(name in str(error) for name in blamed):
             raise type(error)(f"{error} ({ENVIRONMENT}={os.environ[ENVIRONMENT]!r})") from error
         raise
     by = next((i for i, found in enumerate(sources) if METHOD in found), None)
-    _name_what_has_no_effect(sources if by is None else sources[: by + 1], values)
-    return Resolved(values, by is not None, any(sources), by == len(further))
+    notices = _what_has_no_effect(sources if by is None else sources[: by + 1], values)
+    return Resolved(MappingProxyType(values), by is not None, any(sources), by == _ENVIRONMENT_PLACE, tuple(notices))
+
+
+_ENVIRONMENT_PLACE = 3
+"""Where the environment stands among the sources, if it was asked."""
 
 
 def _with_what_they_mean(sources: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -267,8 +297,9 @@ def _is_off(method: Any) -> bool:
 def attributes_of(image_processor: Any) -> dict[str, Any]:
     """The settings that somebody gave to an image processor or to its class."""
     found = {}
+    own = vars(image_processor)
     for name in names_of(image_processor):
-        value = vars(image_processor).get(name)
+        value = own.get(name)
         value = _of_class(image_processor, name) if value is None else value
         if value is not None:
             found[name] = value
@@ -278,9 +309,10 @@ def attributes_of(image_processor: Any) -> dict[str, Any]:
 def _of_class(image_processor: Any, name: str) -> Any:
     """A setting that a subclass, or a program, made a class attribute; `None` where it is only this package's."""
     cls = type(image_processor)
-    for base in cls.__mro__ if name == METHOD or _is_of_ours(cls) else ():
+    bases = (cls,) if cls in SHARED else cls.__mro__ if name == METHOD or _is_of_ours(cls) else ()
+    for base in bases:
         value = vars(base).get(name)
-        if value is None or (base in SHARED and value is DEFAULTS[name]):
+        if value is None or (value is DEFAULTS[name] and base in SHARED):
             continue
         if not hasattr(value, "__get__"):
             return value
@@ -317,19 +349,19 @@ def _parse(text: str) -> Mapping[str, Any]:
     return found
 
 
-def _name_what_has_no_effect(sources: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> None:
-    """Say so of settings that came with the method, or closer to the call, and that it does not read."""
+def _what_has_no_effect(sources: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> Iterator[str]:
+    """What to say of settings that came with the method, or closer to the call, and that it does not read."""
     method = str(values[METHOD])
     if method == OFF and METHOD in sources[-1]:  # what an attribute says beside an `off` of its own is kept for later
         sources = sources[:1]
     for name in sorted({name for source in sources for name in source} - USED_BY[method] - {METHOD}):
-        logger.warning_once(
+        yield (
             f"{name}={values[name]} has no effect with patch_selection_method={method!r}; it is used by "
             f"{[other for other, used in USED_BY.items() if name in used]}."
         )
     tolerances = (values["drop_tolerance"], values["predict_tolerance"])
     if method in BUDGETED and values["alpha"] == 1 and all(check_tolerance(one) is None for one in tolerances):
-        logger.warning_once(
+        yield (
             f"patch_selection_method={method!r} with alpha=1 keeps every patch and saves nothing; pass alpha, the "
             "fraction of patches to keep, for example 0.3."
         )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from transformers_apt.embedded.asking import image_files, load_photo
+from transformers_apt.models.image_files import image_files, load_photo
 from transformers_apt.models.settings import logger
 
 Row = tuple[Path, str]

@@ -27,7 +27,7 @@ from apt_code.visualization import (
     reconstruct,
     to_picture,
 )
-from transformers_apt.embedded.asking import image_files
+from transformers_apt.models.image_files import image_files
 from transformers_apt.visualizer.names import folder_name, folder_names, longest_name, readable
 from transformers_apt.visualizer.sheet import overview
 from transformers_apt.visualizer.view import UnusableImageError, View, examine, load_picture, stats_of

@@ -217,7 +217,7 @@ def examine(picture: Image.Image, processor: Qwen2VLImageProcessor, device: str 
     """
     selection.check_selection(**settings)
     resolved = selection.resolve(processor, {name: value for name, value in settings.items() if value is not None})
-    settings = resolved.values
+    settings = dict(resolved.values)
     sizes = {name: getattr(processor, name) for name in SIZES}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

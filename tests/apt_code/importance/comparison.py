@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from apt_code.importance import common, entropy
+from apt_code.importance import entropy, losses
 from apt_code.importance.entropy import compute_patch_entropy_batched
 from apt_code.importance.upsample_l4 import compute_patch_upsample_l4_batched
 from apt_code.importance.upsample_mse import compute_patch_upsample_mse_batched
@@ -18,7 +18,7 @@ COMPILED_MAPS = (
 def plain(compute, *args, **kwargs):
     """The same map without the kernels."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (entropy, common):
+        for module in (entropy, losses):
             patch.setattr(module, "can_compile", lambda images: False)
         return compute(*args, **kwargs)
 

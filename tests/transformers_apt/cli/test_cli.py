@@ -18,8 +18,8 @@ from transformers_apt.cli.progress import progress
 from transformers_apt.embedded import asking
 from transformers_apt.engine import patching, startup
 from transformers_apt.models import reach, settings
-from transformers_apt.models.families import NAMES
-from transformers_apt.models.families import SUPPORTED as SUPPORTED
+from transformers_apt.models.families import NAMES, SUPPORTED
+from transformers_apt.models.image_files import load_photo
 
 runner = CliRunner(env={"COLUMNS": "200"})
 NARROW = {"COLUMNS": "80"}
@@ -130,7 +130,7 @@ def test_work_is_seen_on_a_terminal_and_nowhere_else(monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(comparison, "SETTINGS", ({"patch_selection_method": "off"},))
     model, processor = asking.load_checkpoint(None, "cpu", "float32")
-    image = asking.load_photo(embedded.examples()[0].image)
+    image = load_photo(embedded.examples()[0].image)
     comparison.measure(model, processor, image, "Read the code.", max_new_tokens=1, repeats=2, step=seen.append)
     assert len(seen) == comparison.steps(2) == 4
 
@@ -242,7 +242,7 @@ def test_a_phones_photo_is_turned_upright(half_plain, tmp_path):
     exif = half_plain.getexif()
     exif[0x0112] = 6  # turn by 90 degrees
     half_plain.save(tmp_path / "phone.jpg", exif=exif)
-    assert asking.load_photo(tmp_path / "phone.jpg").size == (half_plain.height, half_plain.width)
+    assert load_photo(tmp_path / "phone.jpg").size == (half_plain.height, half_plain.width)
 
 
 def test_a_checkpoint_below_the_home_folder(folder, monkeypatch):

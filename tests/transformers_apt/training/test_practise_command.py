@@ -111,7 +111,7 @@ def test_what_got_worse_is_one_line_and_exit_code_1(practise, tmp_path):
         (("--prompt", "Hi", "--images", "empty"), "holds no images; expected files ending in .avif"),
         (("--prompt", "Hi", "--images", "one"), "is the only image; expected two or more"),
         (("--prompt", "Hi", "--student", "all"), "student='all': expected one of ['branch', 'lora']"),
-        (("--prompt", "Hi", "--dtype", "int8"), "--dtype int8: expected float32"),
+        (("--prompt", "Hi", "--dtype", "int8"), "--dtype int8: expected one of float32"),
         (("--prompt", " "), "--prompt: prompt is ' '; expected a text"),
         (("--prompt", "Hi", "--seed", "-1"), "'--seed': Input should be greater"),
         (("--prompt", "Hi", "--save-minutes", "nan"), "save_every=nan: expected more than 0"),

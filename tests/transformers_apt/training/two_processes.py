@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from examples import train_lora
-from transformers_apt.training import command
+from transformers_apt.cli import practising
 from transformers_apt.training.practice import Plan, make_accelerator
 
 
@@ -16,9 +16,9 @@ def main(out: Path) -> None:
     (out / "processes.json").write_text(json.dumps(processes))
     train_lora.main(steps=2, batch=6 // processes, out=out / "lora")
     images = train_lora.EXAMPLES.parent
-    rows = command.rows_of(images, ["Read the code.", "Where is the sign?"], None, held_out=2, seed=0)
+    rows = practising.rows_of(images, ["Read the code.", "Where is the sign?"], None, held_out=2, seed=0)
     plan = Plan(steps=3, batch=2, views=1, max_new_tokens=4, workers=0, lr=1e-4)
-    command.run(None, "float32", rows, plan, out / "practice")
+    practising.run(None, "float32", rows, plan, out / "practice")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,11 @@ class Qwen2VLImageProcessor(Overlay):
             if size is None:
                 return list(images)
             factor = given["patch_size"] * given["merge_size"]
+            how = {"size": size, "resample": given["resample"], "factor": factor}
+            if len(images) == 1:  # finding groups would take as long as a small image's resizing
+                return list(self.resize(images=images[0].unsqueeze(0), **how))
             batches, order = group_images_by_shape(images, disable_grouping=given["disable_grouping"])
-            for shape, batch in batches.items():
-                batches[shape] = self.resize(images=batch, size=size, resample=given["resample"], factor=factor)
-            return reorder_images(batches, order)
+            return reorder_images({shape: self.resize(images=batch, **how) for shape, batch in batches.items()}, order)
 
         return preprocessing.preprocess(self, upstream, given, normalise, resize, lambda: _affine(self, given))
 
@@ -115,5 +117,11 @@ def _affine(image_processor: Any, given: Mapping[str, Any]) -> Affine | None:
         own = getattr(getattr(image_processor, name), "__func__", None)
         if own is None or own is not getattr(TorchvisionBackend, name):
             return None
-    per_level = np.float32(1.0 / given["rescale_factor"])
+    return _affine_of(tuple(mean), tuple(std), given["rescale_factor"])
+
+
+@lru_cache(maxsize=16)
+def _affine_of(mean: tuple[float, ...], std: tuple[float, ...], rescale_factor: float) -> Affine:
+    """In the unit of a grey level."""
+    per_level = np.float32(1.0 / rescale_factor)
     return Affine(*(tuple((np.array(values, np.float32) * per_level).tolist()) for values in (mean, std)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_apt.embedded.asking import load_photo
+from transformers_apt.models.image_files import load_photo
 
 
 @pytest.fixture
