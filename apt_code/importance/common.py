@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from einops import rearrange
 from torch import Tensor
 
 from apt_code.compilation import KernelFailedError, can_compile, run_kernel
+from apt_code.device import on_device
+from apt_code.device.upsampling import scale_up
 
 PAD_VALUE = 1e6
 """Importance of a cell that is not wholly inside the image."""
@@ -32,6 +35,19 @@ MOST_SCALES_OF_ERROR = 4
 """Up to 8× cells, what integer pixels lose is exact: its numbers fit float32, and their squares float64."""
 
 
+_in_range: ContextVar[bool] = ContextVar("_in_range", default=False)
+
+
+@contextlib.contextmanager
+def known_grey_levels() -> Iterator[None]:
+    """Within it floating-point pixels are in [0, 255], as whoever enters it has seen to: nobody looks, and waits."""
+    before = _in_range.set(True)
+    try:
+        yield
+    finally:
+        _in_range.reset(before)
+
+
 def checked(images: Tensor, patch_size: int, num_scales: int) -> tuple[Tensor, float]:
     """The images without their gradient, and how far their extreme values can lie apart, after checking them."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -44,7 +60,7 @@ def checked(images: Tensor, patch_size: int, num_scales: int) -> tuple[Tensor, f
     if patch_size < 1 or num_scales < 1:
         raise ValueError(f"patch_size and num_scales are at least 1, got {patch_size} and {num_scales}")
     images = images.detach()
-    if images.dtype == torch.uint8 or images.numel() == 0:
+    if images.dtype == torch.uint8 or images.numel() == 0 or (_in_range.get() and images.is_floating_point()):
         return images, 255.0
     # not every integer type has extremes; NaN comes through; a GPU is waited for once
     lowest, highest = torch.stack((images if images.is_floating_point() else images.double()).aminmax()).tolist()
@@ -212,7 +228,10 @@ def restoration_errors(images: Tensor, side: int, size: int) -> Tensor:
     # every cell alone, so that the scaling up never looks at its neighbours
     whole = images[..., : rows * side, : cols * side].float()
     cells = rearrange(whole, "b c (h p) (w q) -> (b h w) c p q", p=side, q=side)
-    return cells - F.interpolate(F.avg_pool2d(cells, size), scale_factor=size, mode="bilinear", align_corners=False)
+    averages = F.avg_pool2d(cells, size)
+    if on_device(averages):
+        return cells - scale_up(averages, size)
+    return cells - F.interpolate(averages, scale_factor=size, mode="bilinear", align_corners=False)
 
 
 def empty_map(images: Tensor | np.ndarray, side: int, value: float) -> np.ndarray:
