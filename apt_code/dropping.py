@@ -43,10 +43,13 @@ OFF = "off"
 LARGEST_SIDE = 2048
 """Side of a patch in pixels up to which no sum leaves 64 bits: 255 · 256 · side⁴ of two colours that are compared."""
 
+NO_RULE = -1.0
+"""The tolerance of a rule that is off, for a kernel, which wants a number."""
+
 
 def _as_number(tolerance: float | None) -> float:
     """A tolerance for a kernel, which wants a number: a negative one where the rule is off."""
-    return -1.0 if tolerance is None else float(tolerance)
+    return NO_RULE if tolerance is None else float(tolerance)
 
 
 def check_tolerance(value: float | str | None, name: str = "drop_tolerance") -> float | None:
@@ -92,6 +95,11 @@ def drop_repeats(
         ValueError: images that are not made of whole merge cells, or patches of more than `LARGEST_SIDE` pixels.
     """
     found = _walk(images, layouts, patch_size, drop_tolerance, predict_tolerance, predict_tolerance is not None)
+    return without(layouts, found)
+
+
+def without(layouts: Sequence[PatchLayout], found: Sequence[Walk]) -> list[PatchLayout]:
+    """The layouts without what the walks leave out."""
     # by numpy, which takes a fifth of the time of a tensor's own selection
     kept = (layout.patches.numpy().compress(walk.stays, 0) for layout, walk in zip(layouts, found, strict=True))
     return [PatchLayout(layout.grid, torch.from_numpy(part)) for layout, part in zip(layouts, kept, strict=True)]
@@ -137,19 +145,7 @@ def _walk(
     show: bool,
 ) -> list[Walk]:
     """One walk per image; `show` asks for what is seen."""
-    height, width = images.shape[-2:]
-    cell = patch_size * MERGE_SIZE
-    if height % cell or width % cell:
-        raise ValueError(
-            f"images of {height}×{width} px with drop_tolerance or predict_tolerance: expected sides that are "
-            f"multiples of {cell} px; resize them, or pass {OFF!r} to drop nothing"
-        )
-    side = patch_size * max((int(layout.sizes.max()) for layout in layouts), default=1)
-    if side > LARGEST_SIDE:
-        raise ValueError(
-            f"a patch of {side} px with drop_tolerance or predict_tolerance: expected at most {LARGEST_SIDE} px; "
-            f"build the layout with fewer scales, or pass {OFF!r} to drop nothing"
-        )
+    check_sides((images.shape[-2], images.shape[-1]), layouts, patch_size)
     images = images.detach().cpu()  # one copy: the walk takes its steps one by one, which a GPU would wait for
     if can_compile(images):
         values = images.contiguous().numpy()  # one memory layout, so one compilation
@@ -186,14 +182,36 @@ def compiled_walk(
     return Walk(stays, seen)
 
 
+def check_sides(image_size: tuple[int, int], layouts: Sequence[PatchLayout], patch_size: int) -> None:
+    """Refuse what no rule of dropping can be asked of."""
+    height, width = image_size
+    cell = patch_size * MERGE_SIZE
+    if height % cell or width % cell:
+        raise ValueError(
+            f"images of {height}×{width} px with drop_tolerance or predict_tolerance: expected sides that are "
+            f"multiples of {cell} px; resize them, or pass {OFF!r} to drop nothing"
+        )
+    side = patch_size * max((int(layout.sizes.max()) for layout in layouts), default=1)
+    if side > LARGEST_SIDE:
+        raise ValueError(
+            f"a patch of {side} px with drop_tolerance or predict_tolerance: expected at most {LARGEST_SIDE} px; "
+            f"build the layout with fewer scales, or pass {OFF!r} to drop nothing"
+        )
+
+
 def _keep_unlike(image: Tensor, layout: PatchLayout, patch_size: int, flat: float, predict: float, show: bool) -> Walk:
     """As `dropping_kernel.keep_unlike`, for any pixels, one unit after the other."""
     exact, unit = image, 1
     if exact.is_floating_point():
         exact, unit = (exact.double() * FIXED_POINT).round(), FIXED_POINT
     exact = exact.to(torch.int64)
-    roots = _Roots(exact, unit, layout, patch_size, flat)
+    sums = _sums_where_flat(exact, unit, layout, patch_size, flat)
     seen = _as_read(exact, unit, layout, patch_size) if show else np.empty((len(image), 0, 0), np.uint8)
+    return walk_units(layout, Roots(sums, unit, layout, patch_size, flat), patch_size, predict, seen)
+
+
+def walk_units(layout: PatchLayout, roots: Roots, patch_size: int, predict: float, seen: np.ndarray) -> Walk:
+    """As `dropping_kernel.walk_units`, one unit after the other; `seen` is empty where nobody asks."""
     rows, cols = (cells // MERGE_SIZE for cells in layout.grid)
     units = {(r // MERGE_SIZE, c // MERGE_SIZE): i for i, (r, c, _) in reversed([*enumerate(layout.patches.tolist())])}
     stays = np.ones(len(layout), np.bool_)
@@ -205,9 +223,9 @@ def _keep_unlike(image: Tensor, layout: PatchLayout, patch_size: int, flat: floa
         size = int(layout.patches[first, 2])
         side = max(1, size // MERGE_SIZE)  # of the unit, in merge cells
         here = _pixels_of(row, col, side, patch_size)
-        colour = roots.inherited(row, col, side, size)
+        colour = roots.inherited(first, row, col, side)
         if colour is not None:
-            if show:
+            if seen.size:
                 seen[here] = colour[:, None, None]
         else:
             likely = _likely(seen, row, col, side, patch_size, predict) if predict >= 0 else None
@@ -222,27 +240,24 @@ def _keep_unlike(image: Tensor, layout: PatchLayout, patch_size: int, flat: floa
 # -------------------------------------------------------------------- flat
 
 
-class _Roots:
+class Roots:
     """The root colours of the flat merge cells that were visited: exact, as sums over so many pixels."""
 
-    def __init__(self, exact: Tensor, unit: int, layout: PatchLayout, patch_size: int, tolerance: float) -> None:
-        self.unit, self.tolerance = unit, tolerance
-        sizes = layout.patches_by_size if tolerance >= 0 else ()
-        self.statistics = {size: _statistics(exact, size, patch_size) for size in sizes}
+    def __init__(
+        self, sums: Sequence[np.ndarray | None], unit: int, layout: PatchLayout, patch_size: int, tolerance: float
+    ) -> None:
+        self.unit, self.tolerance, self.patch_size = unit, tolerance, patch_size
+        self.of_units = sums
         rows, cols = (cells // MERGE_SIZE for cells in layout.grid)
-        self.sums = np.zeros((rows, cols, len(exact)), np.int64)
+        channels = max((len(one) for one in sums if one is not None), default=0)
+        self.sums = np.zeros((rows, cols, channels), np.int64)
         self.pixels = np.zeros((rows, cols), np.int64)  # 0 where a cell is not flat
 
-    def inherited(self, row: int, col: int, side: int, size: int) -> np.ndarray | None:
+    def inherited(self, first: int, row: int, col: int, side: int) -> np.ndarray | None:
         """The colour, in whole grey levels, that a unit inherits where it is dropped; a flat one is remembered."""
-        if self.tolerance < 0:
+        root, count, found = self.of_units[first], (side * MERGE_SIZE * self.patch_size) ** 2, False
+        if root is None:
             return None
-        totals, squares, values, area = self.statistics[size]
-        total, square = totals[row // side][col // side], squares[row // side][col // side]
-        limit = (self.tolerance * (area * self.unit)) * (self.tolerance * (area * self.unit)) * (values * values)
-        if any(float(values * q - t * t) > limit for t, q in zip(total, square, strict=True)):
-            return None
-        root, count, found = np.array(total), values * area, False
         for beside in (_left(row, col, side), _above(row, col, side)):
             if beside and all(self._alike(place, root, count) for place in beside):
                 root, count, found = self.sums[beside[0]], int(self.pixels[beside[0]]), True
@@ -268,6 +283,22 @@ def _left(row: int, col: int, side: int) -> list[tuple[int, int]]:
 
 def _above(row: int, col: int, side: int) -> list[tuple[int, int]]:
     return [(row - 1, col + i) for i in range(side)] if row else []
+
+
+def _sums_where_flat(
+    exact: Tensor, unit: int, layout: PatchLayout, patch_size: int, tolerance: float
+) -> list[np.ndarray | None]:
+    """Of each patch, the sums of its unit's pixels per channel; `None` where the unit is not flat."""
+    found: list[np.ndarray | None] = [None] * len(layout)
+    statistics = {size: _statistics(exact, size, patch_size) for size in layout.patches_by_size if tolerance >= 0}
+    for i, (row, col, size) in enumerate(layout.patches.tolist() if statistics else ()):
+        totals, squares, values, area = statistics[size]
+        side = max(size, MERGE_SIZE)
+        total, square = totals[row // side][col // side], squares[row // side][col // side]
+        limit = (tolerance * (area * unit)) * (tolerance * (area * unit)) * (values * values)
+        if all(float(values * q - t * t) <= limit for t, q in zip(total, square, strict=True)):
+            found[i] = np.array(total)
+    return found
 
 
 def _statistics(pixels: Tensor, size: int, patch_size: int) -> tuple[list, list, int, int]:

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from apt_code.compilation import KernelFailedError, can_compile, run_kernel
+from apt_code.device import on_device
 from apt_code.patch_layout import PatchLayout
 
 
@@ -48,8 +49,8 @@ def pack_patches(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int
     Raises:
         ValueError: a layout for another grid, or not one layout per image.
     """
-    patches = _patches_of(images, layouts, patch_size)
-    _check_places(patches, layouts)
+    patches = patches_of(images, layouts, patch_size)
+    check_places(patches, layouts)
     counts = torch.tensor([layout.num_patches for layout in layouts], device=patches.device)
     owner = torch.arange(len(layouts), device=patches.device).repeat_interleave(counts)
     packed = torch.empty(
@@ -63,6 +64,10 @@ def pack_patches(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int
         chosen = cells_of(images, patch_size * size)[index[1], index[2], index[3]]
         packed[index[0]] = area_average(chosen, size)
     return packed
+
+
+Batch = tuple[Tensor, Sequence[PatchLayout], Sequence[int]]
+"""Images `(b, c, H, W)`, a layout for each, and where each image's rows begin."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +135,28 @@ class RowPacker:
             rows: `(at least n, c·t·p·p)` float32, contiguous.
             starts: where each image's rows begin.
         """
+        self.write_batches([(images, layouts, starts)], rows)
+
+    def write_batches(self, batches: Sequence[Batch], rows: Tensor) -> None:
+        """As `write`, for all batches `(images, layouts, starts)` of a call; no device is waited for."""
+        for images, _, _ in batches:
+            self._check_length(images, rows)
+        if on_device(rows):
+            from apt_code.device.packing import write_rows
+
+            write_rows(batches, rows, self.patch_size, self.frames, self.normalise)
+        else:
+            for batch in batches:
+                self._write(*batch, rows)
+
+    def _check_length(self, images: Tensor, rows: Tensor) -> None:
         if rows.shape[1] != self.row_length(images):
             raise ValueError(
                 f"images of {images.shape[1]} channel(s) make rows of {self.row_length(images)} values, got room for "
                 f"{rows.shape[1]}; pass images of one number of channels, for example all in RGB"
             )
+
+    def _write(self, images: Tensor, layouts: Sequence[PatchLayout], starts: Sequence[int], rows: Tensor) -> None:
         if not any(layout.num_patches for layout in layouts):
             return
         whole = images.shape[-2] % self.patch_size == 0 and images.shape[-1] % self.patch_size == 0
@@ -153,7 +175,7 @@ class RowPacker:
     ) -> None:
         from apt_code import patch_packing_kernel
 
-        patches = _patches_of(images, layouts, self.patch_size).numpy()
+        patches = patches_of(images, layouts, self.patch_size).numpy()
         largest = max(1, int(patches[:, 2].max()))
         if largest > patch_packing_kernel.SIZES[-1]:
             raise ValueError(
@@ -214,7 +236,7 @@ def _averages(largest: int) -> tuple[Tensor, np.ndarray]:
     return torch.cat(values).view(1, 1, 1, -1), begins
 
 
-def _patches_of(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int) -> Tensor:
+def patches_of(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int) -> Tensor:
     """`(n, 3)` patches of all layouts, on the host, after checking that these are layouts for these images."""
     grid = (-(-images.shape[-2] // patch_size), -(-images.shape[-1] // patch_size))
     if len(layouts) != len(images) or any(layout.grid != grid for layout in layouts):
@@ -226,7 +248,7 @@ def _patches_of(images: Tensor, layouts: Sequence[PatchLayout], patch_size: int)
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).cpu().contiguous()
 
 
-def _check_places(patches: Tensor, layouts: Sequence[PatchLayout]) -> None:
+def check_places(patches: Tensor, layouts: Sequence[PatchLayout]) -> None:
     """Refuse patches outside their grid: cheap, for all images at once; they would read the wrong memory."""
     ends = patches[:, :2] + patches[:, 2:]
     if bool((patches < 0).any() | (ends > patches.new_tensor(layouts[0].grid)).any()):

@@ -18,6 +18,9 @@ from loguru import logger
 from torch import Tensor, nn
 
 from apt_code.compilation import KernelFailedError, can_compile
+from apt_code.device import on_device
+from apt_code.device.dropping import drop_flat
+from apt_code.device.selection import select_batches
 from apt_code.dropping import LARGEST_SIDE, check_tolerance, compiled_walk, drop_repeats
 from apt_code.importance import IMPORTANCE_METHODS, threshold_warning
 from apt_code.importance.common import CHANNELS, PAD_VALUE
@@ -259,6 +262,9 @@ class PatchTokenizer(nn.Module):
 
     def select_layouts(self, images: Tensor) -> list[PatchLayout]:
         """The tiling of every image, without packing any pixels."""
+        if on_device(images):
+            ((layouts, _),) = select_batches(self, [images])
+            return layouts
         found = self._select_in_one_pass(images)
         if found is not None:
             return found
@@ -309,11 +315,17 @@ class PatchTokenizer(nn.Module):
     def _drops(self) -> bool:
         return self.drop_tolerance is not None or self.predict_tolerance is not None
 
-    def _drop(self, images: Tensor, layouts: list[PatchLayout]) -> list[PatchLayout]:
-        """Without what repeats its neighbour, where the tokenizer has a tolerance."""
+    def _drop(
+        self, images: Tensor, layouts: list[PatchLayout], sums: Mapping[int, Tensor] | None = None
+    ) -> list[PatchLayout]:
+        """Without what repeats its neighbour, where the tokenizer has a tolerance; by `flat_sums` if given."""
         if not self._drops:
             return layouts
-        kept = drop_repeats(images, layouts, self.base_patch_size, self.drop_tolerance, self.predict_tolerance)
+        if sums and self.drop_tolerance is not None:
+            size = (images.shape[-2], images.shape[-1])
+            kept = drop_flat(sums, size, layouts, self.base_patch_size, self.drop_tolerance)
+        else:
+            kept = drop_repeats(images, layouts, self.base_patch_size, self.drop_tolerance, self.predict_tolerance)
         if self.last_budget_info is not None:
             dropped = [len(before) - len(after) for before, after in zip(layouts, kept, strict=True)]
             self.last_budget_info["dropped"] = dropped

@@ -56,6 +56,16 @@ def waits(work: Callable[[], Any]) -> Counter[str]:
     )
 
 
+def top_operations(work: Callable[[], Any], device: str) -> str:
+    """A table of what takes longest in `work`, on the device where there is one."""
+    with torch.profiler.profile() as profiler:
+        work()
+        if device != "cpu":
+            torch.cuda.synchronize()
+    by = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    return profiler.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=60)
+
+
 def main(
     model: Annotated[
         str | None,
@@ -69,6 +79,9 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="'cuda', or 'cpu' to try the command.")] = "cuda",
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
+    profile: Annotated[
+        bool, typer.Option(help="Also print what takes longest in a call, by torch's profiler.")
+    ] = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the results go.")] = Path("benchmarks/results"),
 ) -> None:
     """Measure preprocessing on a GPU and write `gpu_preprocessing.json`, a table and a plot."""
@@ -98,6 +111,8 @@ def main(
                 )
                 for count in (1, BATCH)
             }
+            for name in settings if profile else ():
+                print(f"{kind} {size} × {BATCH}, {name}\n{top_operations(calls[name, BATCH], device)}")
             counts = {call: waits(work) for call, work in calls.items()}
             for name in settings:
                 first, more = counts[name, 1], counts[name, BATCH]

@@ -5,9 +5,11 @@ Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` cells of
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,19 @@ PIXELS_AT_ONCE = 2**24
 """How many pixels the plain code, which holds several numbers per pixel, works on at a time."""
 
 
+_in_range: ContextVar[bool] = ContextVar("_in_range", default=False)
+
+
+@contextlib.contextmanager
+def known_grey_levels() -> Iterator[None]:
+    """Within it floating-point pixels are in [0, 255], as whoever enters it has seen to: nobody looks, and waits."""
+    before = _in_range.set(True)
+    try:
+        yield
+    finally:
+        _in_range.reset(before)
+
+
 def checked(images: Tensor, patch_size: int, num_scales: int) -> tuple[Tensor, float]:
     """The images without their gradient, and how far their extreme values can lie apart, after checking them."""
     if images.ndim != 4 or images.shape[1] not in CHANNELS:
@@ -40,7 +55,7 @@ def checked(images: Tensor, patch_size: int, num_scales: int) -> tuple[Tensor, f
     if patch_size < 1 or num_scales < 1:
         raise ValueError(f"patch_size and num_scales are at least 1, got {patch_size} and {num_scales}")
     images = images.detach()
-    if images.dtype == torch.uint8 or images.numel() == 0:
+    if images.dtype == torch.uint8 or images.numel() == 0 or (_in_range.get() and images.is_floating_point()):
         return images, 255.0
     # not every integer type has extremes; NaN comes through; a GPU is waited for once
     lowest, highest = torch.stack((images if images.is_floating_point() else images.double()).aminmax()).tolist()

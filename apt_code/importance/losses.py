@@ -18,6 +18,8 @@ from einops import rearrange
 from torch import Tensor
 
 from apt_code.compilation import KernelFailedError, can_compile, run_kernel
+from apt_code.device import on_device
+from apt_code.device.upsampling import scale_up
 from apt_code.importance.common import PAD_VALUE, empty_map, round_up
 
 MOST_SCALES = 4
@@ -148,4 +150,7 @@ def restoration_errors(images: Tensor, side: int, size: int) -> Tensor:
     # every cell alone, so that the scaling up never looks at its neighbours
     whole = images[..., : rows * side, : cols * side].float()
     cells = rearrange(whole, "b c (h p) (w q) -> (b h w) c p q", p=side, q=side)
-    return cells - F.interpolate(F.avg_pool2d(cells, size), scale_factor=size, mode="bilinear", align_corners=False)
+    averages = F.avg_pool2d(cells, size)
+    if on_device(averages):
+        return cells - scale_up(averages, size)
+    return cells - F.interpolate(averages, scale_factor=size, mode="bilinear", align_corners=False)

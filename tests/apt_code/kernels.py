@@ -13,4 +13,5 @@ KERNELS = [
     (best_splits_kernel, "keep_all_but_best"),
     (tiling_kernel, "canonical_patches"),
     (dropping_kernel, "keep_unlike"),
+    (dropping_kernel, "walk_units"),
 ]

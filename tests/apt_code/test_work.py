@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from apt_code import PatchLayout, PatchTokenizer
+from apt_code.device.selection import select_batches
 from apt_code.importance import IMPORTANCE_METHODS
 from apt_code.importance.entropy import compute_patch_entropy_batched
 from apt_code.patch_packing import RowPacker, pack_patches
 from benchmarks.memory import grown
+from tests.apt_code.device_traffic import Traffic
 from tests.apt_code.kernels import KERNELS
 
 SELECTION_KERNELS = ("entropies", "split_scores", "keep_all_but_best", "canonical_patches")
@@ -72,25 +74,50 @@ def test_a_budget_for_everything_reads_no_pixel(launches):
         assert layout.grid == wanted.grid and torch.equal(layout.patches, wanted.patches)
 
 
+@pytest.mark.parametrize("tolerances", [{}, {"drop_tolerance": 2}, {"predict_tolerance": 4}], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("importance_method", IMPORTANCE_METHODS)
-def test_a_batch_on_a_device_is_waited_for_once(monkeypatch, method, importance_method):
-    """Meta tensors hold no values: whatever would make the host wait for one raises, but for the copy counted here."""
-    copies = []
+def test_batches_on_a_device_are_waited_for_once(method, importance_method, tolerances):
+    batches = [
+        torch.empty(n, 3, *size, dtype=torch.uint8, device="meta") for n, size in ((5, (168, 112)), (1, (56, 56)))
+    ]
+    tokenizer = PatchTokenizer(
+        patch_selection_method=method, alpha=0.7, importance_method=importance_method, **tolerances
+    )
+    with Traffic() as traffic:
+        found = select_batches(tokenizer, batches)
+    assert len(traffic.to_host) == 1 and not traffic.to_device
+    pixels = sum(images.numel() for images in batches)
+    assert (traffic.to_host[0] > pixels) == ("predict_tolerance" in tolerances), "pixels are fetched to be compared"
+    assert [len(layouts) for layouts, _ in found] == [5, 1]
+    for layouts, info in found:
+        assert all(layout.num_language_tokens == 1 for layout in layouts) or not tolerances, "all is black"
+        assert info is None or info["budget"] == round(0.7 * layouts[0].grid[0] * layouts[0].grid[1])
 
-    def cpu(tensor):
-        if tensor.is_meta:
-            copies.append(tensor.numel())
-            return torch.ones(tensor.shape, dtype=tensor.dtype)
-        return tensor
 
-    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    images = torch.empty(5, 3, 168, 140, dtype=torch.uint8, device="meta")
-    tokenizer = PatchTokenizer(patch_selection_method=method, alpha=0.7, importance_method=importance_method)
-    layouts = tokenizer.select_layouts(images)
-    assert copies == [5 * 12 * 10], "one number per base cell, once"
-    assert [len(layout) for layout in layouts] == [12 * 10] * 5
-    assert tokenizer.last_budget_info is None or tokenizer.last_budget_info["budget"] == 84
+def test_rows_of_batches_on_a_device_take_one_upload_and_no_wait():
+    coarse = PatchLayout((4, 6), torch.tensor([[0, 0, 4], [0, 4, 2], [2, 4, 1], [2, 5, 1], [3, 4, 1], [3, 5, 1]]))
+    layouts = [[coarse, PatchLayout.uniform((4, 6))], [PatchLayout.uniform((2, 2))]]
+    images = [
+        torch.empty(len(found), 3, *size, dtype=torch.uint8, device="meta")
+        for found, size in zip(layouts, ((56, 84), (28, 28)), strict=True)
+    ]
+    rows = torch.empty(6 + 24 + 4, 3 * 2 * 14 * 14, device="meta")
+    with Traffic() as traffic:
+        RowPacker(14, 2, lambda pixels: pixels).write_batches(
+            list(zip(images, layouts, [[0, 10], [6]], strict=True)), rows
+        )
+    assert (traffic.to_host, traffic.to_device) == ([], [8 * len(rows)]), "a number per patch"
+
+
+def test_images_of_one_shape_cost_a_device_as_many_launches_as_one():
+    counts = []
+    for batch in (1, 1, 7):  # what is kept from call to call is made in the first one
+        images = torch.empty(batch, 3, 112, 112, dtype=torch.uint8, device="meta")
+        with Traffic() as traffic:
+            PatchTokenizer(drop_tolerance=2, importance_method="upsample_mse").select_layouts(images)
+        counts.append(traffic.launches)
+    assert 0 < counts[1] == counts[2]
 
 
 def test_packing_on_a_device_is_not_waited_for():

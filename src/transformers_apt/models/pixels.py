@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apt_code.device.fetching import to_host
 from apt_code.importance.common import are_grey_levels
 from transformers_apt.models.settings import OFF, logger
 
@@ -67,19 +68,26 @@ def not_numbers(images: Sequence[Any]) -> str | None:
 
 
 def ranges_of(images: Sequence[Any], grey_scale: float) -> list[Range]:
-    """The range of each image; of bytes it is known without a look."""
-    return [RANGE_OF_BYTES if image.dtype in BYTES else _range(image, grey_scale) for image in images]
+    """The range of each image; of bytes it is known without a look, and a GPU is waited for once for all others."""
+    ranges = [RANGE_OF_BYTES] * len(images)
+    others = [i for i, image in enumerate(images) if image.dtype not in BYTES]
+    for i, extremes in zip(others, to_host([_extremes(images[i]) for i in others]), strict=True):
+        scale = grey_scale if _is_floating(images[i]) else 1.0
+        lowest, highest = extremes.tolist()
+        ranges[i] = (lowest * scale, highest * scale)
+    return ranges
 
 
-def _range(image: Any, grey_scale: float) -> Range:
+def _is_floating(image: Any) -> bool:
+    return np.issubdtype(image.dtype, np.floating) if isinstance(image, np.ndarray) else image.is_floating_point()
+
+
+def _extremes(image: Any) -> Tensor:
+    """`(2,)`, the smallest and the largest pixel of an image."""
     if isinstance(image, np.ndarray):
-        lowest, highest = float(image.min()), float(image.max())
-        floating = np.issubdtype(image.dtype, np.floating)
-    else:
-        floating = image.is_floating_point()
-        values = image.detach() if floating else image.float()  # not every integer type has a maximum
-        lowest, highest = torch.stack(values.aminmax()).tolist()
-    return (lowest * grey_scale, highest * grey_scale) if floating else (lowest, highest)
+        return torch.tensor([float(image.min()), float(image.max())], dtype=torch.float64, device="cpu")
+    values = image.detach() if image.is_floating_point() else image.float()  # not every integer type has a maximum
+    return torch.stack(values.aminmax())
 
 
 def not_finite(ranges: Sequence[Range]) -> str | None:

@@ -4,15 +4,19 @@ Axis legend: `b` images of one shape, `n` patches, `c` channels, `p` patch side 
 """
 
 import itertools
+import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.image_utils import SizeDict
 
+from apt_code.device import on_device
+from apt_code.device.selection import Selected, select_batches
+from apt_code.importance.common import known_grey_levels
 from apt_code.patch_layout import PatchLayout
 from apt_code.patch_packing import Affine, RowPacker
 from apt_code.patch_tokenizer import PatchTokenizer
@@ -22,6 +26,10 @@ from transformers_apt.models.settings import FIT, METHOD, NUM_SCALES, OF_THE_TOK
 
 GROUPED_PIXELS = 2**18
 """Images up to this size are worked on as a batch: beyond it, stacking them costs more than the calls it saves."""
+
+PIXELS_ON_A_DEVICE = 2**23
+"""How many pixels a batch on a GPU may have: stacking costs nothing there, and telling it what to do does. Four images
+of 1080p take some hundred megabytes on the way."""
 
 Batches = list[tuple[Tensor, list[int]]]
 """`(b, c, H, W)` images, and their places among all."""
@@ -128,20 +136,33 @@ class PatchSelector:
         Raises:
             ValueError: one that is not made of whole merge cells.
         """
-        found: dict[int, Choice] = {}
+        good = []
         for batch, members in batches:
-            layouts, infos = self._choose(batch, [readable[i] for i in members])
-            for i, *one in zip(members, batch, layouts, infos, strict=True):
-                found[i] = Choice(*one)
+            self._check_sides(batch)
+            good.append([readable[i] for i in members])
+        # one after the other, so that copies of floats go as soon as they can
+        chosen = (self._to_choose_on(one[0], which) for one, which in zip(batches, good, strict=True) if any(which))
+        with known_grey_levels():
+            selected = iter(select_batches(self._tokenizer(), chosen) if any(readable) else ())
+        found: dict[int, Choice] = {}
+        for (batch, members), which in zip(batches, good, strict=True):
+            both = self._with_unreadable(batch, which, next(selected) if any(which) else ([], None))
+            for i, image, one in zip(members, batch, both, strict=True):
+                found[i] = Choice(image, *one)
         return [found[i] for i in range(len(readable))]
 
     def _batches(self, images: Sequence[Tensor]) -> Batches:
         """Images of one shape make a batch, unless that is forbidden or copying them together would cost more than it
         saves. The result is the same."""
+        if len(images) == 1:
+            return [(images[0].unsqueeze(0), [0])]
         batches: dict[Any, list[int]] = {}
+        counts: Counter[Any] = Counter()
         for i, image in enumerate(images):
-            together = self.group and image.shape[-2] * image.shape[-1] <= GROUPED_PIXELS
-            batches.setdefault((image.shape, image.dtype) if together else i, []).append(i)
+            kind = (image.shape, image.dtype)
+            most = _most_together(image) if self.group else 1
+            batches.setdefault((kind, counts[kind] // most), []).append(i)
+            counts[kind] += 1
         return [
             (
                 torch.stack([images[i] for i in members]) if len(members) > 1 else images[members[0]].unsqueeze(0),
@@ -150,10 +171,13 @@ class PatchSelector:
             for members in batches.values()
         ]
 
-    def _choose(
-        self, images: Tensor, readable: Sequence[bool]
-    ) -> tuple[list[PatchLayout], list[dict[str, Any] | None]]:
-        """One layout and one budget info per image of a batch `(b, c, H, W)`."""
+    def _tokenizer(self) -> PatchTokenizer:
+        settings = {name: self.settings[name] for name in OF_THE_TOKENIZER}
+        if settings[METHOD] == FIT:  # its tiling
+            settings |= {METHOD: "v1", "alpha": 1.0}
+        return PatchTokenizer(num_scales=NUM_SCALES, base_patch_size=self.patch_size, **settings)
+
+    def _check_sides(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
         unit = self.patch_size * self.merge_size
         if height % unit or width % unit:
@@ -161,23 +185,29 @@ class PatchSelector:
                 f"an image of {height}×{width} px: expected sides that are multiples of {unit} "
                 "(patch_size × merge_size); leave do_resize on, or resize the image so"
             )
-        everything = partial(PatchLayout.uniform, (height // self.patch_size, width // self.patch_size))
-        if not any(readable):
-            return [everything()] * len(images), [None] * len(images)
-        chosen = images if all(readable) else images[list(readable)]
+
+    def _to_choose_on(self, images: Tensor, readable: Sequence[bool]) -> Tensor:
+        """Those of a batch `(b, c, H, W)` that can be chosen on, in grey levels."""
+        chosen = images
+        if not all(readable):  # a list of places would make a GPU wait
+            chosen = torch.stack([image for image, good in zip(images, readable, strict=True) if good])
         if chosen.is_floating_point():  # bicubic resizing overshoots, by any amount
             chosen = (chosen * self.grey_scale if self.grey_scale != 1 else chosen).clamp(0, 255)
-        settings = {name: self.settings[name] for name in OF_THE_TOKENIZER}
-        if settings[METHOD] == FIT:  # its tiling
-            settings |= {METHOD: "v1", "alpha": 1.0}
-        tokenizer = PatchTokenizer(num_scales=NUM_SCALES, base_patch_size=self.patch_size, **settings)
-        kept = tokenizer.select_layouts(chosen)
-        infos: list[dict[str, Any] | None] = [tokenizer.last_budget_info] * len(kept)
-        if tokenizer.last_budget_info is not None and "dropped" in tokenizer.last_budget_info:
-            infos = [{**tokenizer.last_budget_info, "dropped": n} for n in tokenizer.last_budget_info["dropped"]]
-        found = iter(zip(kept, infos, strict=True))
-        both = [next(found) if good else (everything(), None) for good in readable]
-        return [layout for layout, _ in both], [info for _, info in both]
+        return chosen
+
+    def _with_unreadable(
+        self, images: Tensor, readable: Sequence[bool], selected: Selected
+    ) -> list[tuple[PatchLayout, dict[str, Any] | None]]:
+        """One layout and one budget info for each image of a batch."""
+        layouts, info = selected
+        infos = [info] * len(layouts)
+        if info is not None and "dropped" in info:
+            infos = [{**info, "dropped": n} for n in info["dropped"]]
+        if all(readable):
+            return list(zip(layouts, infos, strict=True))
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        found = iter(zip(layouts, infos, strict=True))
+        return [next(found) if good else (PatchLayout.uniform(grid), None) for good in readable]
 
     def _fit(self, image: Any, full: Choice, readable: bool, resize: Resize) -> Choice:
         """The largest picture of an image whose language tokens are within the limit.
@@ -218,6 +248,15 @@ class PatchSelector:
         starts = [0, *itertools.accumulate(layout.num_patches for layout in layouts)]
         first = batches[0][0]
         rows = torch.empty((starts[-1], self.pack.row_length(first)), dtype=torch.float32, device=first.device)
-        for batch, members in batches:
-            self.pack.write(batch, [layouts[i] for i in members], rows, [starts[i] for i in members])
+        self.pack.write_batches(
+            [(batch, [layouts[i] for i in members], [starts[i] for i in members]) for batch, members in batches], rows
+        )
         return rows
+
+
+def _most_together(image: Tensor) -> int:
+    """How many images like this one are worked on as a batch."""
+    pixels = image.shape[-2] * image.shape[-1]
+    if on_device(image):
+        return max(1, PIXELS_ON_A_DEVICE // pixels)
+    return sys.maxsize if pixels <= GROUPED_PIXELS else 1

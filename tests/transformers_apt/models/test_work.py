@@ -40,13 +40,13 @@ def test_peak_memory_is_at_most_upstreams(backend, settings, photos):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_small_images_of_one_shape_are_one_batch(backend, half_plain, monkeypatch):
     batches = []
-    choose = selector.PatchSelector._choose
+    choose = selector.PatchSelector._to_choose_on
 
     def count(self, images, readable):
         batches.append(len(images))
         return choose(self, images, readable)
 
-    monkeypatch.setattr(selector.PatchSelector, "_choose", count)
+    monkeypatch.setattr(selector.PatchSelector, "_to_choose_on", count)
     images = [half_plain, half_plain.rotate(180), half_plain.resize((112, 84)), half_plain.rotate(90)]
     together = backend()(images=images, return_tensors="pt", alpha=0.4, patch_selection_method="budget")
     assert sorted(batches) == [1, 3]
