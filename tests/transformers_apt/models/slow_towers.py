@@ -25,6 +25,12 @@ def centre(patch):
     return row + (size - 1) / 2, col + (size - 1) / 2
 
 
+def order_of_windows(windows, grid):
+    """Of the windows of an image's patches: upstream's where it is fully split, else shorter ones first."""
+    mixed = len(windows) < grid[0] * grid[1]
+    return sorted(set(windows), key=lambda window: (windows.count(window) if mixed else 0, window))
+
+
 def window_of(patch, patch_size):
     """By the place of the patch's top-left pixel."""
     row, col, _ = patch
@@ -123,6 +129,7 @@ def slow_tower(family, visual, rows, layout):
             merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(number)]
             features.append(merged(family, merger, hidden, patches))
     tokens = merged(family, visual.merger, hidden, patches)
-    if family == "qwen2_5_vl":  # upstream leaves them in the order of the windows
-        hidden = hidden[sorted(range(len(patches)), key=lambda index: (windows[index], index))]
+    if family == "qwen2_5_vl":  # they are left in the order of the windows
+        places = {window: place for place, window in enumerate(order_of_windows(windows, layout.grid))}
+        hidden = hidden[sorted(range(len(patches)), key=lambda index: (places[windows[index]], index))]
     return hidden, tokens, features

@@ -18,6 +18,7 @@ from transformers import (
     Qwen2VLProcessor,
 )
 from transformers.image_processing_utils import BatchFeature
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.processing_utils import ProcessorMixin
 
 from transformers_apt.engine import finder, patching
@@ -234,6 +235,28 @@ def test_the_towers_parts_are_where_the_mixed_scale_tower_takes_them(model, stoc
         assert torch.equal(cos, again), "rotary_pos_emb no longer takes (row, column) pairs in upstream's order"
     assert len(output.last_hidden_state) == h * w, "a row is no longer a patch"
     assert len(output.pooler_output) == h * w // 4, "four rows no longer merge to one"
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], scope="session")
+@relies_on("Qwen2_5_VLVisionAttention.forward")
+def test_windows_are_attended_to_by_these_projections_this_rotation_and_sdpa(model):
+    tower = model.model.visual
+    attention = tower.blocks[0].attn
+    assert parameters(attention.forward)[:3] == ["hidden_states", "cu_seqlens", "position_embeddings"]
+    assert attention.config._attn_implementation == "sdpa", "no longer what a model attends with by itself"
+    rows = torch.randn(12, attention.qkv.in_features, generator=torch.Generator().manual_seed(0))
+    cells = torch.cartesian_prod(torch.arange(3), torch.arange(4)).float()
+    turn = tower.rotary_pos_emb(rows, cells)
+    cu_seqlens = torch.tensor([0, 6, 12], dtype=torch.int32)
+    with torch.no_grad():
+        found = attention(rows, cu_seqlens=cu_seqlens, position_embeddings=turn)
+        query, key, value = attention.qkv(rows).view(12, 3, attention.num_heads, -1).unbind(1)
+        query, key = modeling_qwen2_5_vl.apply_rotary_pos_emb_vision(query, key, *turn)
+        both = [states.view(2, 6, attention.num_heads, -1).transpose(1, 2) for states in (query, key, value)]
+        output = torch.nn.functional.scaled_dot_product_attention(*both, scale=attention.scaling)
+        expected = attention.proj(output.transpose(1, 2).reshape(12, -1))
+    torch.testing.assert_close(found, expected)
+    assert attention.attention_dropout == 0.0
 
 
 @pytest.mark.every_family

@@ -1,5 +1,7 @@
 """The vision towers on mixed-scale patches, against slow loops over upstream's own modules."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import AttentionInterface
@@ -7,7 +9,8 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 
 from apt_code import InvalidLayoutError
 from tests.transformers_apt.models.references import BUDGET, SELECTIONS, layouts_of, visual
-from tests.transformers_apt.models.slow_towers import slow_tower, window_of
+from tests.transformers_apt.models.slow_towers import order_of_windows, slow_tower, window_of
+from transformers_apt.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 pytestmark = pytest.mark.every_family
 
@@ -105,7 +108,7 @@ def segments_of(model, block, batch):
     lengths = []
     for layout in layouts:
         windows = [window_of(patch, 14) for patch in layout.patches.tolist()]
-        lengths += [windows.count(window) for window in sorted(set(windows))]
+        lengths += [windows.count(window) for window in order_of_windows(windows, layout.grid)]
     return lengths
 
 
@@ -136,6 +139,39 @@ def test_flash_attention_gets_the_boundaries(name, load_model, batch, monkeypatc
         assert int(call["max_length_q"]) == int(call["max_length_k"]) == max(counts)
         assert call["is_causal"] is False
     torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], scope="session")
+def test_windows_of_equal_length_are_attended_to_together(load_model, processor, half_plain, photos, monkeypatch):
+    """With the bits that they have one by one, and a call for each length instead of one for each window."""
+    model = load_model(attn_implementation="sdpa")
+    images = [half_plain.resize((896, 672)), photos[1].resize((448, 560))]
+    mixed, split = (
+        processor(images=images, return_tensors="pt", do_resize=False, **{**BUDGET, "alpha": alpha})
+        for alpha in (0.3, 1.0)
+    )
+    calls = []
+    known = AttentionInterface()["sdpa"]
+
+    def attend(module, query, *args, **kwargs):
+        calls.append(tuple(query.shape[0::2]))
+        return known(module, query, *args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", attend)
+    for batch in (mixed, split):
+        calls.clear()
+        together = features(model, batch)
+        expected = []
+        for number in range(len(model.model.visual.blocks)):
+            runs = itertools.groupby(segments_of(model, number, batch))
+            expected += [(len(list(run)), length) for length, run in runs]
+        assert calls == expected and max(count for count, _ in calls) > 5
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(modeling_qwen2_5_vl, "runs_of", lambda lengths: None)  # then upstream's own loop
+            one_by_one = features(model, batch)
+        assert len(calls) > 2 * len(expected)
+        assert torch.equal(together.last_hidden_state, one_by_one.last_hidden_state)
 
 
 def test_recorded_hidden_states(load_model, batch):
