@@ -48,13 +48,14 @@ def keep_unlike(
     for size in (1 << scale for scale in range(sizes.bit_length()) if flat >= 0 and sizes >> scale & 1):
         _flat_kernel(known, size)(image, patches, patch_size, flat, sums)
     cells = (image.shape[1] // (2 * patch_size), image.shape[2] // (2 * patch_size))
-    walk_units(image, cells, patches, sums, patch_size, flat, predict, stays, seen)
+    walk_units(image, cells, patches, sizes, sums, patch_size, flat, predict, stays, seen)
 
 
 def walk_units(
     image: np.ndarray,
     cells: tuple[int, int],
     patches: np.ndarray,
+    sizes: int,
     sums: np.ndarray,
     patch_size: int,
     flat: float,
@@ -67,13 +68,13 @@ def walk_units(
     Args:
         image: as `keep_unlike`; nothing but its channels is read where nobody wants to see.
         cells: `(hm, wm)`.
+        sizes: of the patches, each a bit.
         sums: `(n, c)` int64, over the pixels of flat units; a first one of −1 stands for a unit that is not flat.
         patches, patch_size, flat, predict, stays, seen: as `keep_unlike`.
     """
     units = np.full(cells, -1, np.int64)
     roots = np.empty((*cells, len(image)), np.int64)  # sums over `pixels` pixels, so that all is exact
     pixels = np.zeros(cells, np.int64)  # 0 where a cell is not flat
-    sizes = int(np.bitwise_or.reduce(patches[:, 2]))
     coarsest = max(1, (1 << sizes.bit_length()) // 4)  # in merge cells
     walk = _walk_kernel(seen.size > 0)
     walk(image, patches, sums, patch_size, coarsest, flat, predict, stays, seen, units, roots, pixels)

@@ -7,6 +7,7 @@ base cells, `t` frames. Only the patches that are kept are ever read.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -176,7 +177,11 @@ class RowPacker:
         from apt_code import patch_packing_kernel
 
         patches = patches_of(images, layouts, self.patch_size).numpy()
-        largest = max(1, int(patches[:, 2].max()))
+        sizes = int(np.bitwise_or.reduce(patches[:, 2]))  # each is a bit
+        if sizes < 0:
+            for layout in layouts:
+                layout.validate()
+        largest = 1 << max(0, sizes.bit_length() - 1)
         if largest > patch_packing_kernel.SIZES[-1]:
             raise ValueError(
                 f"a patch of size {largest}: expected at most {patch_packing_kernel.SIZES[-1]} base cells along a "
@@ -187,10 +192,11 @@ class RowPacker:
             table, mean, std = self._table(images.shape[1], largest), _NOTHING, _NOTHING
         else:
             table, (mean, std) = _NOTHING[None], affine.arrays
-        ends = np.cumsum([layout.num_patches for layout in layouts])
+        # a list becomes an array in a fifth of the time that numpy takes to add it up
+        ends = np.array([*itertools.accumulate(layout.num_patches for layout in layouts)])
         good = run_kernel(
             patch_packing_kernel.gather_rows, images.contiguous().numpy(), patches, ends, np.array(starts),
-            table, _averages(largest)[1], mean, std, self.patch_size, self.frames, rows.numpy(),
+            table, _averages(largest)[1], mean, std, self.patch_size, self.frames, sizes, rows.numpy(),
         )  # fmt: skip
         if not good:
             for layout in layouts:

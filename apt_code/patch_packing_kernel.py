@@ -38,6 +38,7 @@ def gather_rows(
     stds: np.ndarray,
     patch_size: int,
     frames: int,
+    sizes: int,
     rows: np.ndarray,
 ) -> bool:
     """Finish every pixel of the kept patches: as `(pixel − mean) / std`, or by looking it up.
@@ -51,6 +52,7 @@ def gather_rows(
         starts: `(largest size + 1,)` int64: where a size's values start in the tables, −1 for what is no size.
         means, stds: `(c,)` float32, or both empty to look up instead.
         patch_size, frames: side of the raster, and how often each is repeated.
+        sizes: of the patches, each a bit.
         rows: `(at least n, c·frames·patch_size²)` float32, written.
 
     Returns:
@@ -59,7 +61,6 @@ def gather_rows(
     """
     known = patch_size if patch_size in KNOWN_PATCH_SIZES else 0
     sums, line = np.empty(patch_size**2, np.uint16), np.empty(patch_size * SIZES[-1], np.uint16)
-    sizes = int(np.bitwise_or.reduce(patches[:, 2]))  # each is a bit
     done = 0
     for size in (size for size in SIZES if sizes & size):
         table, kernel = tables[:, starts[size] :], _kernel(known, size, len(means) > 0)

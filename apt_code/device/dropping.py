@@ -98,10 +98,11 @@ def _walk(sums: np.ndarray, layout: PatchLayout, patch_size: int, tolerance: flo
 
         patches, stays = layout.patches.contiguous().numpy(), np.ones(len(layout), np.bool_)
         cells = (layout.grid[0] // MERGE_SIZE, layout.grid[1] // MERGE_SIZE)
+        sizes = int(np.bitwise_or.reduce(patches[:, 2]))
         with contextlib.suppress(KernelFailedError):
             run_kernel(
                 dropping_kernel.walk_units,
-                unseen, cells, patches, sums, patch_size, tolerance, NO_RULE, stays, unseen,
+                unseen, cells, patches, sizes, sums, patch_size, tolerance, NO_RULE, stays, unseen,
             )  # fmt: skip
             return Walk(stays, unseen)
     roots = Roots([one if one[0] >= 0 else None for one in sums], 1, layout, patch_size, tolerance)

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -91,17 +92,25 @@ def compiled_losses(
     """
     from apt_code.importance import upsampling_kernel
 
-    channels = pixels.shape[1]
-    if not upsampling_kernel.fits(channels, patch_size * size, size, loss.fourth):
+    worth = _worth(loss, pixels.shape[1], patch_size, size)
+    if worth is None:
         return None
     losses = empty_map(pixels, patch_size * size, pad_value)
     above = losses if coarser is None else coarser  # none of which is below −inf
-    worth = loss.worth(channels, patch_size, size)
     run_kernel(
         upsampling_kernel.upsampling_losses,
         pixels, patch_size, size, loss.fourth, worth, enough, above, whole_below, losses,
     )  # fmt: skip
     return losses
+
+
+@lru_cache(maxsize=64)
+def _worth(loss: Loss, channels: int, patch_size: int, size: int) -> float | None:
+    """`loss.worth`; `None` where the kernel's sums would not be exact."""
+    from apt_code.importance import upsampling_kernel
+
+    exact = upsampling_kernel.fits(channels, patch_size * size, size, loss.fourth)
+    return loss.worth(channels, patch_size, size) if exact else None
 
 
 def kept_whole(
@@ -124,15 +133,24 @@ def kept_whole(
     """
     found: list[np.ndarray] = []
     coarser, below = None, -math.inf
-    for scale in range(len(thresholds), 0, -1):
-        # as `v1` compares them: in float32; below every loss, or above, one is like another
-        enough = float(np.float32(min(max(thresholds[scale - 1], -1.0), PAD_VALUE)))
-        losses = compiled_losses(pixels, patch_size, 2**scale, loss, PAD_VALUE, enough, coarser, below)
+    for size, enough in _compared(tuple(thresholds)):
+        losses = compiled_losses(pixels, patch_size, size, loss, PAD_VALUE, enough, coarser, below)
         if losses is None:
             return None
-        found.insert(0, losses < np.float32(enough))
+        found.insert(0, losses < enough)
         coarser, below = losses, enough
     return found
+
+
+@lru_cache(maxsize=64)
+def _compared(thresholds: tuple[float, ...]) -> list[tuple[int, float]]:
+    """By size of a cell, coarsest first, its threshold as `v1` compares it: in float32.
+
+    Below every loss, or above, one is like another.
+    """
+    sizes = [2**scale for scale in range(1, len(thresholds) + 1)]
+    values = [float(np.float32(min(max(threshold, -1.0), PAD_VALUE))) for threshold in thresholds]
+    return list(zip(sizes, values, strict=True))[::-1]
 
 
 def restoration_errors(images: Tensor, side: int, size: int) -> Tensor:

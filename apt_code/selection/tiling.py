@@ -6,6 +6,7 @@ Axis legend: `b` images of one shape, `rows cols` cells of one scale; maps and m
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -59,5 +60,5 @@ def canonical_patches(whole: Sequence[np.ndarray], batch: int, grid: tuple[int, 
 
     patches, counts = np.empty((batch * grid[0] * grid[1], 3), np.int64), np.empty(batch, np.int64)
     run_kernel(tiling_kernel.canonical_patches, tuple(whole), *grid, patches, counts)
-    ends = counts.cumsum().tolist()
+    ends = [*itertools.accumulate(counts.tolist())]
     return [patches[start:end] for start, end in zip([0, *ends], ends, strict=False)]

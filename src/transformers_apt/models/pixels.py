@@ -71,6 +71,8 @@ def ranges_of(images: Sequence[Any], grey_scale: float) -> list[Range]:
     """The range of each image; of bytes it is known without a look, and a GPU is waited for once for all others."""
     ranges = [RANGE_OF_BYTES] * len(images)
     others = [i for i, image in enumerate(images) if image.dtype not in BYTES]
+    if not others:
+        return ranges
     for i, extremes in zip(others, to_host([_extremes(images[i]) for i in others]), strict=True):
         scale = grey_scale if _is_floating(images[i]) else 1.0
         lowest, highest = extremes.tolist()

@@ -76,6 +76,8 @@ PROGRAMS: Mapping[str, Program] = {
 }
 """By the name of a module that is imported where the program is used; submodules belong to it."""
 
+_CANNOT_READ_LAYOUTS = frozenset(module for module, program in PROGRAMS.items() if not program.reads_layouts)
+
 READS_LAYOUTS_FOR_VLLM = "transformers_apt.serving."
 """The plugin's modules: what they have a processor do, the plugin's models can read."""
 
@@ -87,7 +89,7 @@ def loaded_program() -> Program | None:
 
 def calling_program() -> Program | None:
     """The program among our callers that cannot read a layout."""
-    loaded = [module for module, program in PROGRAMS.items() if not program.reads_layouts and sys.modules.get(module)]
+    loaded = sys.modules.keys() & _CANNOT_READ_LAYOUTS
     frame = sys._getframe(1) if loaded else None
     found = None
     while frame is not None:

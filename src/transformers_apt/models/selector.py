@@ -3,6 +3,7 @@
 Axis legend: `b` images of one shape, `n` patches, `c` channels, `p` patch side in pixels.
 """
 
+import contextlib
 import itertools
 import sys
 from collections import Counter
@@ -142,7 +143,8 @@ class PatchSelector:
             good.append([readable[i] for i in members])
         # one after the other, so that copies of floats go as soon as they can
         chosen = (self._to_choose_on(one[0], which) for one, which in zip(batches, good, strict=True) if any(which))
-        with known_grey_levels():
+        floats = any(batch.is_floating_point() for batch, _ in batches)
+        with known_grey_levels() if floats else contextlib.nullcontext():
             selected = iter(select_batches(self._tokenizer(), chosen) if any(readable) else ())
         found: dict[int, Choice] = {}
         for (batch, members), which in zip(batches, good, strict=True):

@@ -297,10 +297,12 @@ def _is_off(method: Any) -> bool:
 def attributes_of(image_processor: Any) -> dict[str, Any]:
     """The settings that somebody gave to an image processor or to its class."""
     found = {}
-    own = vars(image_processor)
+    own, of_class = vars(image_processor), vars(type(image_processor))
+    shared = type(image_processor) in SHARED
     for name in names_of(image_processor):
         value = own.get(name)
-        value = _of_class(image_processor, name) if value is None else value
+        if value is None and not (shared and of_class.get(name) is DEFAULTS[name]):
+            value = _of_class(image_processor, name)
         if value is not None:
             found[name] = value
     return found
@@ -309,8 +311,7 @@ def attributes_of(image_processor: Any) -> dict[str, Any]:
 def _of_class(image_processor: Any, name: str) -> Any:
     """A setting that a subclass, or a program, made a class attribute; `None` where it is only this package's."""
     cls = type(image_processor)
-    bases = (cls,) if cls in SHARED else cls.__mro__ if name == METHOD or _is_of_ours(cls) else ()
-    for base in bases:
+    for base in cls.__mro__ if name == METHOD or _is_of_ours(cls) else ():
         value = vars(base).get(name)
         if value is None or (value is DEFAULTS[name] and base in SHARED):
             continue
