@@ -145,24 +145,24 @@ class PatchTokenizer(nn.Module):
                 raise ValueError(f"{name}={value}: expected {least} or more")
         if thresholds is None:
             thresholds = IMPORTANCE_METHODS[importance_method].thresholds(num_scales)
-        vars(
-            self
-        ).update(  # a module looks at everything that is set on it, for parameters, which takes longer than this
-            num_scales=num_scales,
-            base_patch_size=base_patch_size,
-            image_size=tuple(image_size) if image_size is not None else None,
-            importance_method=importance_method,
-            thresholds=check_thresholds(thresholds, num_scales),
-            mean=mean,
-            std=std,
-            patch_selection_method=self._check_method(patch_selection_method, alpha),
-            alpha=alpha,
-            drop_tolerance=check_tolerance(drop_tolerance),
-            predict_tolerance=check_tolerance(predict_tolerance, "predict_tolerance"),
-            num_prefix_tokens=num_prefix_tokens,
-            bins=bins,
-            last_budget_info=None,
-        )
+        self.mean, self.std = mean, std
+        settings = {
+            "num_scales": num_scales,
+            "base_patch_size": base_patch_size,
+            "image_size": tuple(image_size) if image_size is not None else None,
+            "importance_method": importance_method,
+            "thresholds": check_thresholds(thresholds, num_scales),
+            "patch_selection_method": self._check_method(patch_selection_method, alpha),
+            "alpha": alpha,
+            "drop_tolerance": check_tolerance(drop_tolerance),
+            "predict_tolerance": check_tolerance(predict_tolerance, "predict_tolerance"),
+            "num_prefix_tokens": num_prefix_tokens,
+            "bins": bins,
+            "last_budget_info": None,
+        }
+        for attribute, setting in settings.items():
+            # a module looks at everything that is set on it, for parameters, which takes longer than all checks
+            object.__setattr__(self, attribute, setting)
         if "thresholds" in SELECTION_METHODS[patch_selection_method].reads:
             self._warn_of_thresholds(stacklevel=3)
 
@@ -180,16 +180,13 @@ class PatchTokenizer(nn.Module):
 
     def compute_importance_maps(self, images: Tensor) -> dict[int, Tensor]:
         """`{side in px: (b, ceil(H / side), ceil(W / side))}` float32; see `apt_code.importance`."""
-        return self._maps(images)
-
-    def _maps(self, images: Tensor, **options: Any) -> dict[int, Tensor]:
         if self.image_size is not None and tuple(images.shape[-2:]) != self.image_size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} pixels, this tokenizer was made for {self.image_size}; "
                 "resize them, or build it with image_size=None"
             )
         method = IMPORTANCE_METHODS[self.importance_method]
-        options |= {name: getattr(self, name) for name in method.reads}
+        options = {name: getattr(self, name) for name in method.reads}
         return method.compute(images, self.base_patch_size, self.num_scales, pad_value=PAD_VALUE, **options)
 
     def construct_masks(
@@ -271,7 +268,7 @@ class PatchTokenizer(nn.Module):
         if self._keeps_everything(images):
             layouts = [PatchLayout.uniform(self._grid(images))] * len(images)
         else:
-            maps = self._maps(images)
+            maps = self.compute_importance_maps(images)
             layouts = lay_out(maps, self._rule(maps, image_size=(images.shape[-2], images.shape[-1])))
         return self._drop(images, layouts)
 
@@ -284,10 +281,11 @@ class PatchTokenizer(nn.Module):
         loss = IMPORTANCE_METHODS[self.importance_method].loss
         if loss is None or not self._can_in_one_pass(images):
             return None
+        thresholds = check_thresholds(self.thresholds, self.num_scales)  # which may have been set since
         self.last_budget_info = None
         pixels = images.contiguous().numpy()  # one memory layout, so one compilation
         with contextlib.suppress(KernelFailedError):
-            whole = kept_whole(pixels, self.base_patch_size, self.thresholds, loss)
+            whole = kept_whole(pixels, self.base_patch_size, thresholds, loss)
             if whole is None:
                 return None
             grid = self._grid(images)

@@ -26,7 +26,8 @@ from transformers.utils import logging
 import transformers_apt
 from transformers_apt import embedded, patch_stats
 from transformers_apt.cli.comparison import label
-from transformers_apt.embedded.asking import load_checkpoint, load_photo
+from transformers_apt.embedded.asking import load_checkpoint
+from transformers_apt.models.image_files import load_photo
 
 console = Console()
 RECOMMENDED = {"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 2}

@@ -40,7 +40,7 @@ def select_batches(tokenizer: PatchTokenizer, batches: Iterable[Tensor]) -> list
 
 def _evidence(tokenizer: PatchTokenizer, images: Tensor) -> Evidence:
     """What the tilings of a batch depend on, on the batch's device."""
-    maps = {} if tokenizer._keeps_everything(images) else tokenizer._maps(images)
+    maps = {} if tokenizer._keeps_everything(images) else tokenizer.compute_importance_maps(images)
     flat, predict = tokenizer.drop_tolerance, tokenizer.predict_tolerance
     if flat is None and predict is None:
         return Evidence(maps)

@@ -143,14 +143,14 @@ def kept_whole(
 
 
 @lru_cache(maxsize=64)
-def _compared(thresholds: tuple[float, ...]) -> list[tuple[int, float]]:
+def _compared(thresholds: tuple[float, ...]) -> tuple[tuple[int, float], ...]:
     """By size of a cell, coarsest first, its threshold as `v1` compares it: in float32.
 
     Below every loss, or above, one is like another.
     """
     sizes = [2**scale for scale in range(1, len(thresholds) + 1)]
     values = [float(np.float32(min(max(threshold, -1.0), PAD_VALUE))) for threshold in thresholds]
-    return list(zip(sizes, values, strict=True))[::-1]
+    return tuple(zip(sizes, values, strict=True))[::-1]
 
 
 def restoration_errors(images: Tensor, side: int, size: int) -> Tensor:

@@ -88,3 +88,12 @@ def test_maps_of_another_number_of_scales_are_refused():
     maps = PatchTokenizer(2).compute_importance_maps(pictures(56, 56))
     with pytest.raises(ValueError, match=r"thresholds=\[3.0, 2.0\] for 2 scales: expected 1 values"):
         PatchTokenizer(3).construct_masks(maps)
+
+
+@pytest.mark.parametrize("importance_method", ["entropy", "upsample_mse"])
+@pytest.mark.parametrize("thresholds", [[1e9] * 3, [1e9], [float("nan"), 16.0], [True, True], [10**400, 1]])
+def test_thresholds_that_were_set_later_are_checked_too(importance_method, thresholds):
+    tokenizer = PatchTokenizer(importance_method=importance_method)
+    tokenizer.thresholds = thresholds
+    with pytest.raises((TypeError, ValueError), match="thresholds"):
+        tokenizer.select_layouts(pictures(56, 56))

@@ -1,4 +1,4 @@
-"""What `transformers-apt practise` does."""
+"""What `transformers-apt practise` does once its options are read: the imports here take seconds."""
 
 from __future__ import annotations
 

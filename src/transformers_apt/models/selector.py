@@ -260,5 +260,5 @@ def _most_together(image: Tensor) -> int:
     """How many images like this one are worked on as a batch."""
     pixels = image.shape[-2] * image.shape[-1]
     if on_device(image):
-        return max(1, PIXELS_ON_A_DEVICE // pixels)
+        return max(1, PIXELS_ON_A_DEVICE // max(1, pixels))
     return sys.maxsize if pixels <= GROUPED_PIXELS else 1

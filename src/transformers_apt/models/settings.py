@@ -7,7 +7,7 @@ loaded with it), the environment variable `TRANSFORMERS_APT_SETTINGS`, the packa
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
 from types import MappingProxyType
@@ -229,16 +229,18 @@ def resolve(
         found = _combined(frozen, default)
     for notice in found.notices:
         logger.warning_once(notice)
-    return found
+    lists = {name: list(value) for name, value in found.values.items() if type(value) is list}
+    return replace(found, values={**found.values, **lists}) if lists else found  # nobody writes to what is kept
 
 
 def _frozen(value: Any) -> tuple[type, Any]:
     """A value that can be a key if anything can, and its type: 1 is not `True`. A list is written to later."""
-    return (list, tuple(map(_frozen, value))) if type(value) is list else (type(value), value)
+    kind = type(value)
+    return (kind, tuple(map(_frozen, value))) if kind in (list, tuple) else (kind, value)
 
 
 def _thawed(kind: type, value: Any) -> Any:
-    return [_thawed(*one) for one in value] if kind is list else value
+    return kind(_thawed(*one) for one in value) if kind in (list, tuple) else value
 
 
 @lru_cache(maxsize=64)
@@ -254,7 +256,7 @@ def _combined(frozen: tuple[tuple[tuple[str, type, Any], ...], ...], default: st
         check_selection(**values)
     except (TypeError, ValueError) as error:
         blamed = set(sources[-1]).difference(*sources[:-1]) if len(sources) > _ENVIRONMENT_PLACE else ()
-        if any(name in str(error) for name in blamed):
+        if any(name in str(error) for name in blamed):  # errors are not kept: the variable is what it was
             raise type(error)(f"{error} ({ENVIRONMENT}={os.environ[ENVIRONMENT]!r})") from error
         raise
     by = next((i for i, found in enumerate(sources) if METHOD in found), None)

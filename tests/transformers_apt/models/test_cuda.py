@@ -5,6 +5,10 @@ import torch
 from PIL import Image
 from skimage import data
 from transformers import AutoProcessor
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
+
+from transformers_apt.models.qwen2_5_vl.modeling_qwen2_5_vl import runs_of
 
 pytestmark = [pytest.mark.cuda, pytest.mark.every_family]
 
@@ -75,3 +79,22 @@ def test_off_is_upstream_to_the_last_bit(processor, load_model, prompt, images, 
     with upstream():
         expected = logits()
     assert torch.equal(logits(images_kwargs=SETTINGS[0]), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_windows_of_one_length_have_the_bits_that_they_have_one_by_one(dtype):
+    """In the released shape, 16 heads of 80; windows of at most 64 patches."""
+    config = Qwen2_5_VLVisionConfig(hidden_size=1280, num_heads=16)
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    attention = Qwen2_5_VLVisionAttention(config).to("cuda", dtype).eval()
+    lengths = torch.randint(1, 65, (300,)).sort().values.int()
+    rows = torch.randn(int(lengths.sum()), 1280).to("cuda", dtype)
+    angles = torch.rand(len(rows), 80, device="cuda") * 6
+    how = {
+        "cu_seqlens": torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int().cuda(),
+        "position_embeddings": (angles.cos(), angles.sin()),
+    }
+    with torch.no_grad():
+        together, one_by_one = attention(rows, **how, runs=runs_of(lengths)), attention(rows, **how)
+    assert torch.equal(together, one_by_one)

@@ -11,6 +11,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoImageProcessor, AutoProcessor, Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 
+from transformers_apt.models.settings import resolve
+
 BACKENDS = (Qwen2VLImageProcessor, Qwen2VLImageProcessorPil)
 DEFAULTS = {
     "patch_selection_method": "v1",
@@ -287,3 +289,18 @@ def test_last_budget_info_is_the_threads_own(backend, half_plain):
     thread.join()
     assert seen == [None, 0.75]
     assert image_processor.last_budget_info[0]["alpha"] == 0.5
+
+
+def test_what_an_earlier_call_said_does_not_decide(half_plain):
+    """Settings that are equal to Python are told apart, and nobody can write to those that are kept."""
+    processor = Qwen2VLImageProcessor()
+    given = {"patch_selection_method": "v1", "thresholds": (1, 2)}
+    assert resolve(processor, given).values["thresholds"] == (1, 2)
+    with pytest.raises(TypeError, match="thresholds holds numbers, got True"):
+        resolve(processor, {**given, "thresholds": (True, 2)})
+    listed = {**given, "thresholds": [1.0, 2.0]}
+    resolve(processor, listed).values["thresholds"].append(5)
+    assert resolve(processor, listed).used["thresholds"] == [1.0, 2.0]
+    listed["thresholds"].append(3.0)
+    with pytest.raises(ValueError, match=r"thresholds=\[1.0, 2.0, 3.0\] for 3 scales"):
+        resolve(processor, listed)

@@ -5,14 +5,14 @@ length.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as upstream_modeling
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as upstream
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -79,28 +79,31 @@ def mixed_scale_forward(
     place, order = order.argsort().to(sequence.device), order.to(sequence.device)
     hidden_states = sequence.embed(self, hidden_states)[order]
     position_embeddings = self.rotary_pos_emb(hidden_states, sequence.centres[order])
-    windows = {**sequence.segments(lengths, self.config), "runs": runs_of(lengths)}
-    images = {**sequence.images(self.config), "runs": runs_of(sequence.lengths)}
+    windows, images = sequence.segments(lengths, self.config), sequence.images(self.config)
+    runs = runs_of(lengths) if self.config._attn_implementation == SDPA else None
     for number, block in enumerate(self.blocks):
         segments = images if number in self.fullatt_block_indexes else windows
+        if segments is windows and runs is not None and isinstance(block.attn, upstream.Qwen2_5_VLVisionAttention):
+            segments = {**windows, "runs": runs}
         hidden_states = block(hidden_states, position_embeddings=position_embeddings, **segments, **kwargs)
     merged = self.merger(hidden_states[place[sequence.merger_index]])
     return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=merged)
 
 
 class Qwen2_5_VLVisionAttention(Overlay):
-    """Modifications: `forward` takes `runs`, as `runs_of`, and then sdpa attends to all segments of a run in one call.
+    """Modifications: `forward` takes `runs`, as `runs_of`, and then sdpa attends to all windows of a run in one call.
 
-    Upstream makes a call for each of some hundred windows, and asks the device for their lengths in every block. The
-    bits are the same with sdpa. Any other attention works as upstream's: flash attention takes all segments at once
-    anyway, and eager attention has other bits for several.
+    Upstream makes a call for each of some hundred windows, and asks the device for their lengths in every block. Sdpa
+    has the same bits for a window alone and among others: its keys are too few to be split by how many there are.
+    Whole images are attended to as upstream does it, and so is everything by another attention: flash attention takes
+    all segments at once anyway, and eager attention has other bits for several.
     """
 
     target = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl:Qwen2_5_VLVisionAttention"
 
     @overrides("hidden_states", "cu_seqlens", "position_embeddings")
     def forward(
-        upstream: Any,
+        upstream_forward: Any,
         self: Any,
         hidden_states: Tensor,
         cu_seqlens: Tensor,
@@ -109,27 +112,33 @@ class Qwen2_5_VLVisionAttention(Overlay):
         runs: Sequence[tuple[int, int]] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        if runs is None or self.config._attn_implementation != SDPA:
-            return upstream(self, hidden_states, cu_seqlens, position_embeddings, *args, **kwargs)
+        if runs is None:
+            return upstream_forward(self, hidden_states, cu_seqlens, position_embeddings, *args, **kwargs)
         kwargs.pop("max_seqlen", None)  # which flash attention wants to know
-        attend = ALL_ATTENTION_FUNCTIONS[SDPA]
         # (n, 3·h·d) -> three of (n, h, d)
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        query, key = upstream_modeling.apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        found = []
-        for *parts, (count, length) in zip(
-            *(states.split([count * length for count, length in runs]) for states in (query, key, value)),
-            runs,
-            strict=True,
-        ):
-            # (w·n, h, d) -> (w, h, n, d) and back
-            segments = [part.unflatten(0, (count, length)).transpose(1, 2) for part in parts]
-            dropout = self.attention_dropout if self.training else 0.0
-            output, _ = attend(
-                self, *segments, attention_mask=None, scaling=self.scaling, dropout=dropout, is_causal=False, **kwargs
-            )
-            found.append(output.reshape(count * length, -1))
-        return self.proj(torch.cat(found))
+        query, key = upstream.apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        return self.proj(attend_in_runs(self, (query, key, value), runs, kwargs))
+
+
+@torch.compiler.disable  # it would be compiled anew for every picture; upstream's loop over windows is left out too
+def attend_in_runs(
+    attention: Any, states: tuple[Tensor, ...], runs: Sequence[tuple[int, int]], kwargs: Mapping[str, Any]
+) -> Tensor:
+    """Query, key and value `(n, h, d)` -> `(n, h·d)`, with one call of sdpa for each run of windows."""
+    attend = ALL_ATTENTION_FUNCTIONS[SDPA]
+    dropout = attention.attention_dropout if attention.training else 0.0
+    found = []
+    lengths = [count * length for count, length in runs]
+    for *parts, (count, length) in zip(*(each.split(lengths) for each in states), runs, strict=True):
+        # (w·n, h, d) -> (w, h, n, d)
+        windows = [part.unflatten(0, (count, length)).transpose(1, 2) for part in parts]
+        output, _ = attend(
+            attention, *windows,
+            attention_mask=None, scaling=attention.scaling, dropout=dropout, is_causal=False, **kwargs,
+        )  # fmt: skip
+        found.append(output.reshape(count * length, -1))  # (w, n, h, d) -> (w·n, h·d)
+    return torch.cat(found)
 
 
 class Qwen2_5_VisionTransformerPretrainedModel(VisionTower):
