@@ -23,7 +23,7 @@ test test-with: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install demo app browser test test-with test-floor test-bystanders test-vllm fuzz audit lint format \
-	typecheck bench bench-2b bench-gpu bench-reading docs docs-serve pre-commit build clean
+	typecheck bench bench-generate bench-gpu bench-reading docs docs-serve pre-commit build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -144,11 +144,11 @@ bench: $(STAMP) ## the speed benchmarks that a CPU can do in ten minutes, into B
 	$(BIN)/python -m benchmarks.retention --output $(BENCH_OUTPUT)
 
 # What keeps least of a document without losing text, what a downscale to as many language tokens costs, and a budget.
-bench-2b: $(STAMP) ## the time to the first token of a 1080p document in two 2B models on a CPU, into BENCH_OUTPUT/2b: half an hour
+bench-generate: $(STAMP) ## the time to the first token of a 1080p document in two 2B models on a CPU, into BENCH_OUTPUT/generate: half an hour
 	$(BIN)/python -m benchmarks.generate --family qwen2_vl --family qwen3_vl --size 2b --dtype bfloat16 --kind document \
 		--setting '{"patch_selection_method": "v1", "importance_method": "upsample_mse", "drop_tolerance": 2}' \
 		--setting '{"patch_selection_method": "budget", "alpha": 0.3}' \
-		--downscaled-like 'v1 upsample_mse drop_tolerance 2' --repeats 1 --output $(BENCH_OUTPUT)/2b
+		--downscaled-like 'v1 upsample_mse drop_tolerance 2' --repeats 1 --output $(BENCH_OUTPUT)/generate
 
 bench-gpu: $(STAMP) ## the tests and the speed benchmarks that need an NVIDIA GPU, into BENCH_OUTPUT/gpu: some ten minutes
 	PYTHON=$(abspath $(BIN))/python benchmarks/gpu.sh $(BENCH_OUTPUT)/gpu
