@@ -83,7 +83,7 @@ def mixed_scale_forward(
     runs = runs_of(lengths) if self.config._attn_implementation == SDPA else None
     for number, block in enumerate(self.blocks):
         segments = images if number in self.fullatt_block_indexes else windows
-        if segments is windows and runs is not None and isinstance(block.attn, upstream.Qwen2_5_VLVisionAttention):
+        if segments is windows and runs and type(block.attn) is upstream.Qwen2_5_VLVisionAttention:
             segments = {**windows, "runs": runs}
         hidden_states = block(hidden_states, position_embeddings=position_embeddings, **segments, **kwargs)
     merged = self.merger(hidden_states[place[sequence.merger_index]])
