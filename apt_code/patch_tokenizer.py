@@ -6,7 +6,6 @@ Axis legend: `b` images of one shape, `c` channels, `H W` pixels, `h w` base gri
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +16,20 @@ from einops import rearrange
 from loguru import logger
 from torch import Tensor, nn
 
-from apt_code.compilation import KernelFailedError, can_compile
 from apt_code.device import on_device
 from apt_code.device.dropping import drop_flat
 from apt_code.device.selection import select_batches
-from apt_code.dropping import LARGEST_SIDE, check_tolerance, compiled_walk, drop_repeats
+from apt_code.dropping import check_tolerance, drop_repeats
 from apt_code.importance import IMPORTANCE_METHODS, threshold_warning
-from apt_code.importance.common import CHANNELS, PAD_VALUE
+from apt_code.importance.common import PAD_VALUE
 from apt_code.importance.entropy import BINS
-from apt_code.importance.losses import kept_whole
-from apt_code.patch_layout import MERGE_SIZE, PatchLayout
+from apt_code.one_pass import select_in_one_pass
+from apt_code.patch_layout import PatchLayout
 from apt_code.patch_packing import area_average, cells_of, pack_patches
 from apt_code.selection import BUDGETED, SELECTION_METHODS, check_alpha
-from apt_code.selection.plan import plan_of_maps, plan_of_size
+from apt_code.selection.plan import BudgetPlan, plan_of_maps, plan_of_size
 from apt_code.selection.settings import check_thresholds
-from apt_code.selection.tiling import canonical_patches, lay_out, tile
+from apt_code.selection.tiling import lay_out, tile
 
 PREFIX_MARK = -1
 """Mark of a prefix (class) token in `output_mask`."""
@@ -249,7 +247,7 @@ class PatchTokenizer(nn.Module):
         maps = self.compute_importance_maps(images)
         masks = self._select(maps, patch_selection_method, alpha, (images.shape[-2], images.shape[-1]))
         layouts = self.layouts_of(masks)
-        if self._drops:
+        if self.drops:
             layouts = self._drop(images, layouts)
             kept = [layout.to_masks(self.base_patch_size, self.num_scales) for layout in layouts]
             masks = {side: torch.stack([masks[side] for masks in kept]).to(images.device) for side in masks}
@@ -262,62 +260,39 @@ class PatchTokenizer(nn.Module):
         if on_device(images):
             ((layouts, _),) = select_batches(self, [images])
             return layouts
-        found = self._select_in_one_pass(images)
+        found = select_in_one_pass(self, images)
         if found is not None:
             return found
-        if self._keeps_everything(images):
-            layouts = [PatchLayout.uniform(self._grid(images))] * len(images)
-        else:
-            maps = self.compute_importance_maps(images)
+        return self.layouts_by(images, self.maps_to_select_by(images))
+
+    def maps_to_select_by(self, images: Tensor) -> dict[int, Tensor]:
+        """The importance maps, or none where a budget keeps every patch and no pixel has to be read."""
+        return {} if self._keeps_everything(images) else self.compute_importance_maps(images)
+
+    def layouts_by(
+        self,
+        images: Tensor,
+        maps: Mapping[int, Tensor],
+        sums: Mapping[int, Tensor] | None = None,
+    ) -> list[PatchLayout]:
+        """The tilings by `maps_to_select_by` of these images, and by `flat_sums` of them if given."""
+        if maps:
             layouts = lay_out(maps, self._rule(maps, image_size=(images.shape[-2], images.shape[-1])))
-        return self._drop(images, layouts)
-
-    def _select_in_one_pass(self, images: Tensor) -> list[PatchLayout] | None:
-        """The same for `v1` over a map of loss, where the kernels can do it; `None` where they cannot.
-
-        One kernel after the other, and no map, mask or layout in between: for small images, making those takes longer
-        than the kernels do. Nothing that is refused elsewhere gets here.
-        """
-        loss = IMPORTANCE_METHODS[self.importance_method].loss
-        if loss is None or not self._can_in_one_pass(images):
-            return None
-        thresholds = check_thresholds(self.thresholds, self.num_scales)  # which may have been set since
-        self.last_budget_info = None
-        pixels = images.contiguous().numpy()  # one memory layout, so one compilation
-        with contextlib.suppress(KernelFailedError):
-            whole = kept_whole(pixels, self.base_patch_size, thresholds, loss)
-            if whole is None:
-                return None
-            grid = self._grid(images)
-            found = canonical_patches(whole, len(images), grid)
-            if self._drops:
-                for i, image in enumerate(pixels):
-                    walk = compiled_walk(
-                        image, found[i], self.base_patch_size, self.drop_tolerance, self.predict_tolerance
-                    )
-                    found[i] = found[i].compress(walk.stays, 0)
-            return [PatchLayout(grid, torch.from_numpy(patches)) for patches in found]
-        return None
-
-    def _can_in_one_pass(self, images: Tensor) -> bool:
-        if self.patch_selection_method != "v1" or self.num_scales == 1 or self.image_size is not None:
-            return False
-        if not can_compile(images) or images.ndim != 4 or images.shape[1] not in CHANNELS or not len(images):
-            return False
-        if not self._drops:
-            return True
-        cell, largest = self.base_patch_size * MERGE_SIZE, self.base_patch_size << self.num_scales - 1
-        return not (images.shape[2] % cell or images.shape[3] % cell or largest > LARGEST_SIDE)
+        else:
+            self.last_budget_info = self._plan_of(images).info()
+            layouts = [PatchLayout.uniform(self.grid_of(images))] * len(images)
+        return self._drop(images, layouts, sums)
 
     @property
-    def _drops(self) -> bool:
+    def drops(self) -> bool:
+        """Whether a tolerance leaves patches out."""
         return self.drop_tolerance is not None or self.predict_tolerance is not None
 
     def _drop(
         self, images: Tensor, layouts: list[PatchLayout], sums: Mapping[int, Tensor] | None = None
     ) -> list[PatchLayout]:
         """Without what repeats its neighbour, where the tokenizer has a tolerance; by `flat_sums` if given."""
-        if not self._drops:
+        if not self.drops:
             return layouts
         if sums and self.drop_tolerance is not None:
             size = (images.shape[-2], images.shape[-1])
@@ -329,17 +304,20 @@ class PatchTokenizer(nn.Module):
             self.last_budget_info["dropped"] = dropped
         return kept
 
-    def _grid(self, images: Tensor) -> tuple[int, int]:
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """The base grid `(h, w)` of these images."""
         return -(-images.shape[-2] // self.base_patch_size), -(-images.shape[-1] // self.base_patch_size)
 
     def _keeps_everything(self, images: Tensor) -> bool:
         """Whether a budget splits every cell, so that no pixel has to be read; floats are, to find the unreadable."""
         if self.patch_selection_method not in BUDGETED or self.image_size is not None or images.is_floating_point():
             return False
-        size = (images.shape[-2], images.shape[-1])
-        plan = plan_of_size(size, self.base_patch_size, self.alpha, self.num_scales)
-        self.last_budget_info = plan.info()
+        plan = self._plan_of(images)
         return plan.actual == plan.base_small_tokens
+
+    def _plan_of(self, images: Tensor) -> BudgetPlan:
+        size = (images.shape[-2], images.shape[-1])
+        return plan_of_size(size, self.base_patch_size, self.alpha, self.num_scales)
 
     @staticmethod
     def layouts_of(masks: Mapping[int, Tensor]) -> list[PatchLayout]:

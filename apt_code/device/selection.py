@@ -12,7 +12,6 @@ from apt_code.device import on_device
 from apt_code.device.dropping import flat_sums
 from apt_code.device.fetching import Evidence, fetch
 from apt_code.patch_layout import PatchLayout
-from apt_code.selection.tiling import lay_out
 
 if TYPE_CHECKING:
     from apt_code.patch_tokenizer import PatchTokenizer
@@ -40,9 +39,9 @@ def select_batches(tokenizer: PatchTokenizer, batches: Iterable[Tensor]) -> list
 
 def _evidence(tokenizer: PatchTokenizer, images: Tensor) -> Evidence:
     """What the tilings of a batch depend on, on the batch's device."""
-    maps = {} if tokenizer._keeps_everything(images) else tokenizer.compute_importance_maps(images)
+    maps = tokenizer.maps_to_select_by(images)
     flat, predict = tokenizer.drop_tolerance, tokenizer.predict_tolerance
-    if flat is None and predict is None:
+    if not tokenizer.drops:
         return Evidence(maps)
     if flat is None or predict is not None or images.dtype != torch.uint8:
         return Evidence(maps, pixels=images)
@@ -51,10 +50,5 @@ def _evidence(tokenizer: PatchTokenizer, images: Tensor) -> Evidence:
 
 def _select(tokenizer: PatchTokenizer, images: Tensor, found: Evidence) -> Selected:
     """As `select_layouts`, by what was fetched of the images."""
-    if tokenizer._keeps_everything(images):
-        layouts = [PatchLayout.uniform(tokenizer._grid(images))] * len(images)
-    else:
-        rule = tokenizer._rule(found.maps, image_size=(images.shape[-2], images.shape[-1]))
-        layouts = lay_out(found.maps, rule)
-    layouts = tokenizer._drop(images if found.pixels is None else found.pixels, layouts, found.sums)
-    return layouts, tokenizer.last_budget_info
+    pixels = images if found.pixels is None else found.pixels
+    return tokenizer.layouts_by(pixels, found.maps, found.sums), tokenizer.last_budget_info

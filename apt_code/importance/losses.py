@@ -62,10 +62,10 @@ def maps_of_loss(
     height, width = images.shape[-2:]
     rows, cols = height // patch_size, width // patch_size
     maps = {patch_size: round_up(images.new_zeros((len(images), rows, cols)), height, width, patch_size, pad_value)}
+    pixels = images.contiguous().numpy() if can_compile(images) else None  # one memory layout, so one compilation
     for size in (2**scale for scale in range(1, num_scales)):
         found = None
-        if can_compile(images):
-            pixels = images.contiguous().numpy()  # one memory layout, so one compilation
+        if pixels is not None and can_compile(images):
             with contextlib.suppress(KernelFailedError):
                 found = compiled_losses(pixels, patch_size, size, loss, pad_value)
         side = patch_size * size
